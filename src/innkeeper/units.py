@@ -1,0 +1,98 @@
+"""Sizes, durations and CPU amounts as people write them; bytes, seconds and cores inside."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from innkeeper.errors import BadRequest
+
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+GiB: Final = 1024 * MiB
+TiB: Final = 1024 * GiB
+
+# IEC prefixes are powers of two; the bare letters K, M, G, T are what QEMU's own options mean by them
+# (powers of two as well, qemu-options.hx "suffixes"); kB, MB, GB, TB are decimal (SI).
+_SIZE_UNITS: Final[dict[str, int]] = {
+    "": 1, "b": 1,
+    "k": KiB, "ki": KiB, "kib": KiB, "kb": 1000,
+    "m": MiB, "mi": MiB, "mib": MiB, "mb": 1000**2,
+    "g": GiB, "gi": GiB, "gib": GiB, "gb": 1000**3,
+    "t": TiB, "ti": TiB, "tib": TiB, "tb": 1000**4,
+}  # fmt: skip
+_DURATION_UNITS: Final[dict[str, float]] = {
+    "": 1.0, "ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
+}  # fmt: skip
+_NUMBER_UNIT: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from ``512MiB``, ``10G``, ``1.5GiB`` or a plain number of bytes.
+
+    Raises BadRequest for an unknown unit, a negative number or a fraction of a byte.
+    """
+    if isinstance(text, bool):
+        raise BadRequest(f"Not a size: {text!r}", hint="write it like 512MiB or 10GiB")
+    if isinstance(text, int):
+        if text < 0:
+            raise BadRequest(f"A size cannot be negative: {text}", hint="write it like 512MiB or 10GiB")
+        return text
+    match = _NUMBER_UNIT.fullmatch(text)
+    if not match:
+        raise BadRequest(f"Not a size: {text!r}", hint="write it like 512MiB or 10GiB")
+    number, unit = match.groups()
+    factor = _SIZE_UNITS.get(unit.lower())
+    if factor is None:
+        raise BadRequest(f"Unknown unit {unit!r} in size {text!r}", hint="use KiB, MiB, GiB or TiB")
+    whole, _, fraction = number.partition(".")
+    scale = 10 ** len(fraction)
+    scaled = int(whole + fraction) * factor
+    if scaled % scale and factor == 1:
+        raise BadRequest(f"A size is a whole number of bytes: {text!r}")
+    return int(scaled // scale)
+
+
+def format_size(size_bytes: int) -> str:
+    """The exact size in the largest IEC unit that divides it: 536870912 -> ``512MiB``."""
+    for unit, factor in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
+        if size_bytes >= factor and size_bytes % factor == 0:
+            return f"{size_bytes // factor}{unit}"
+    return f"{size_bytes}B"
+
+
+def human_size(size_bytes: float) -> str:
+    """A rounded size for tables: ``1.4 GiB``."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def parse_duration(text: str | int | float) -> float:
+    """Seconds from ``30s``, ``5m``, ``250ms``, ``1h`` or a plain number of seconds."""
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        if text < 0:
+            raise BadRequest(f"A duration cannot be negative: {text}")
+        return float(text)
+    match = _NUMBER_UNIT.fullmatch(str(text))
+    factor = _DURATION_UNITS.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise BadRequest(f"Not a duration: {text!r}", hint="write it like 30s, 5m or 250ms")
+    return float(match.group(1)) * factor
+
+
+def human_duration(seconds: float) -> str:
+    """``58 ms``, ``1.52 s``, ``3m 20s``, ``2d 4h`` - two significant parts, for tables."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, secs = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {secs}s"
