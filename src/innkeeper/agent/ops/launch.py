@@ -1,0 +1,123 @@
+"""Run a plan: admission, QEMU, and what the agent keeps of a running VM."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from innkeeper.agent.context import Context, Running
+from innkeeper.agent.lookup import expects_agent, image_of
+from innkeeper.drivers.storage.files import require_free
+from innkeeper.engine.base import LaunchPlan, Machine, Moment
+from innkeeper.errors import EngineError, NoCapacity, StartFailed
+from innkeeper.guest.agent import GuestAgent
+from innkeeper.spec.accelerator import choose_accelerator
+from innkeeper.spec.instance import InstanceRecord, State
+from innkeeper.telemetry.tail import last_lines
+from innkeeper.units import MiB, human_size
+
+# What the host keeps for itself when a VM starts.
+MEMORY_RESERVE_BYTES = 64 * MiB
+# QEMU's own memory beside guest RAM: measured 45-75 MiB resident under TCG (bench/memory).
+QEMU_OVERHEAD_BYTES = 64 * MiB
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a VM wakes up from: the moment, and how to wait until it is there."""
+
+    moment: Moment
+    ready: Callable[[], Awaitable[None]] | None = None
+
+
+NO_AGENT_NOTE = (
+    "no guest agent answered at the moment of the fork: host name, MAC addresses, machine-id and clock "
+    "are still its parent's"
+)
+NO_CLOCK_NOTE = "no guest agent answered at the moment of the snapshot: the guest's clock is still of then"
+
+
+async def launch(
+    ctx: Context,
+    record: InstanceRecord,
+    plan: LaunchPlan,
+    begun: float,
+    source: Source | None = None,
+) -> None:
+    """Run `plan`, as a copy of another VM if a source is given; `begun` is when the step began."""
+    files = ctx.paths.runtime(record.uid)
+    offset = plan.console_log.stat().st_size if plan.console_log.exists() else 0
+    planned = time.perf_counter()
+    async with AsyncExitStack() as undo:
+        async with ctx.launch_slots:
+            moment = source.moment if source else None
+            machine = await ctx.engine.launch(plan, files, ctx.owner(record.uid), moment)
+            undo.push_async_callback(machine.kill)
+            times = dict(machine.times_ms)
+            if source is not None:
+                times["restore"] = await _restored(machine, source, plan)
+        ctx.checkpoint("start.launched")
+        running = Running(machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset)
+        running.woke_at = ctx.clock.time()
+        running.woken = source is not None and plan.inherited_macs is None
+        qemu = ctx.host.qemu()
+        _, reason = choose_accelerator(record.spec.machine.accelerator, qemu.kvm, qemu.kvm_detail)
+        ready = not expects_agent(record, image_of(ctx, record)) and not plan.paused
+        await ctx.publish(
+            record,
+            state=State.PAUSED if plan.paused else State.RUNNING,
+            epoch=plan.epoch,
+            accelerator=plan.accelerator,
+            accelerator_reason=reason,
+            machine=plan.machine,
+            qemu=machine.version,
+            pid=machine.pid,
+            started_at=machine.started_at,
+            ready=ready and not (source and machine.agent_open),
+            note=_note(running) if source and not machine.agent_open else "",
+            times_ms={
+                "plan": round((planned - begun) * 1000, 1),
+                **times,
+                "total": round((time.perf_counter() - begun) * 1000, 1),
+            },
+        )
+        undo.pop_all()
+    ctx.running[record.uid] = running
+    ctx.on_launched(record, running)
+    ctx.checkpoint("start.published")
+
+
+async def _restored(machine: Machine, source: Source, plan: LaunchPlan) -> float:
+    """Wait for the moment and take it; how long the taking was, in milliseconds."""
+    if source.ready is not None:
+        await source.ready()
+    begun = time.perf_counter()
+    try:
+        await machine.restore(source.moment, paused=plan.paused)
+    except EngineError as error:
+        why = last_lines(plan.qemu_log, 3) or error.message
+        raise StartFailed(f"QEMU cannot go on from the moment of the fork: {why}") from error
+    return round((time.perf_counter() - begun) * 1000, 1)
+
+
+def _note(running: Running) -> str:
+    return NO_CLOCK_NOTE if running.woken else NO_AGENT_NOTE
+
+
+def admit(ctx: Context, record: InstanceRecord, ram_bytes: int) -> None:
+    """Refuse before anything is started what could not run: QEMU would die, or the host swap.
+
+    `ram_bytes` is what the guest will take of the host: all of its RAM, or what a fork is reckoned to
+    write of it.
+    """
+    needed = ram_bytes + QEMU_OVERHEAD_BYTES
+    available = ctx.host.memory_available_bytes()
+    if needed + MEMORY_RESERVE_BYTES > available:
+        raise NoCapacity(
+            f"Not enough memory to start {record.name}: {human_size(needed)} needed (guest RAM and QEMU), "
+            f"{human_size(available)} available on {ctx.host.name}",
+            hint="stop another instance, or give this one less memory",
+        )
+    require_free(ctx.paths.instances, 0)

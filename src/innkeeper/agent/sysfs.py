@@ -1,0 +1,219 @@
+"""Reading a host from the files below /proc and /sys.
+
+Every function takes the `root` they lie under, so that tests describe a host as a few files. Reading
+never fails: what is not there is zero, empty or None ("not known"). Sizes are bytes. Sources:
+Documentation/admin-guide/{mm,cgroup-v1,cgroup-v2.rst}, Documentation/ABI/stable/sysfs-devices-node,
+proc(5), cgroups(7).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+HOST_ROOT: Final = Path("/")
+
+CgroupVersion = Literal["v1", "v2", "hybrid", "none"]
+
+
+@dataclass(frozen=True)
+class HugePagePool:
+    """A pool of huge pages of one size; counts are pages."""
+
+    page_bytes: int
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class NumaNode:
+    id: int
+    cpus: tuple[int, ...]
+    memory_bytes: int
+    free_bytes: int
+    hugepages: tuple[HugePagePool, ...] = ()
+
+
+@dataclass(frozen=True)
+class CgroupController:
+    """`base` is the cgroup below which we would make ours: the top for root, our own for a user."""
+
+    name: str
+    version: Literal[1, 2]
+    base: str
+    writable: bool
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def number(path: Path) -> int:
+    text = read_text(path)
+    return int(text) if text.isdigit() else 0
+
+
+def flag(text: str) -> bool | None:
+    return text == "1" if text else None
+
+
+def chosen(text: str) -> str:
+    """`madvise` from `always [madvise] never`."""
+    match = re.search(r"\[(\w+)\]", text)
+    return match.group(1) if match else ""
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """`0-2,5` (Documentation/core-api/cpu_hotplug.rst, "cpulist") -> 0, 1, 2, 5."""
+    cpus: list[int] = []
+    for part in text.replace(",", " ").split():
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            cpus.extend(range(int(first), int(last or first) + 1))
+    return tuple(cpus)
+
+
+def cpu_model(root: Path) -> str:
+    for line in read_text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model"):
+            return value.strip()
+    return ""
+
+
+def cpu_flags(root: Path = HOST_ROOT) -> tuple[str, ...]:
+    for line in read_text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return tuple(value.split())
+    return ()
+
+
+def online_cpus(root: Path) -> tuple[int, ...]:
+    online = parse_cpu_list(read_text(root / "sys/devices/system/cpu/online"))
+    if online:
+        return online
+    return tuple(range(read_text(root / "proc/cpuinfo").count("processor\t")))
+
+
+def meminfo(root: Path = HOST_ROOT, path: str = "proc/meminfo") -> dict[str, int]:
+    """/proc/meminfo (or a NUMA node's) in bytes; lines without a unit are plain counts."""
+    found: dict[str, int] = {}
+    for line in read_text(root / path).splitlines():
+        match = re.match(r"(?:Node \d+ )?([^:\s]+):\s+(\d+)( kB)?", line)
+        if match:
+            found[match.group(1)] = int(match.group(2)) * (1024 if match.group(3) else 1)
+    return found
+
+
+def hugepage_pools(folder: Path) -> tuple[HugePagePool, ...]:
+    """The pools below a `hugepages` folder of sysfs, small pages first; the same layout for the
+    whole host and for one NUMA node."""
+    pools = []
+    for entry in _listed(folder, "hugepages-*kB"):
+        size = re.search(r"hugepages-(\d+)kB", entry.name)
+        if size:
+            total, free = number(entry / "nr_hugepages"), number(entry / "free_hugepages")
+            pools.append(HugePagePool(int(size.group(1)) * 1024, total, free))
+    return tuple(sorted(pools, key=lambda pool: pool.page_bytes))
+
+
+def _listed(folder: Path, pattern: str) -> Iterable[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return ()
+
+
+def numa_nodes(root: Path = HOST_ROOT) -> tuple[NumaNode, ...]:
+    """The nodes with CPUs or memory. A kernel without NUMA has no such folder: the whole host is
+    then node 0, so that nobody needs a special case."""
+    nodes = []
+    for entry in _listed(root / "sys/devices/system/node", "node[0-9]*"):
+        memory = meminfo(entry, "meminfo")
+        nodes.append(
+            NumaNode(
+                id=int(entry.name.removeprefix("node")),
+                cpus=parse_cpu_list(read_text(entry / "cpulist")),
+                memory_bytes=memory.get("MemTotal", 0),
+                free_bytes=memory.get("MemFree", 0),
+                hugepages=hugepage_pools(entry / "hugepages"),
+            )
+        )
+    memory = meminfo(root)
+    if len(nodes) == 1 and memory:
+        # The only node has all the memory; kernels with hotplugged memory have been seen to give
+        # a fifth of it in the node's own file.
+        return (
+            replace(nodes[0], memory_bytes=memory.get("MemTotal", 0), free_bytes=memory.get("MemFree", 0)),
+        )
+    if nodes:
+        return tuple(sorted(nodes, key=lambda node: node.id))
+    pools = hugepage_pools(root / "sys/kernel/mm/hugepages")
+    return (NumaNode(0, online_cpus(root), memory.get("MemTotal", 0), memory.get("MemFree", 0), pools),)
+
+
+def cgroups(
+    root: Path = HOST_ROOT, uid: int | None = None
+) -> tuple[CgroupVersion, tuple[CgroupController, ...]]:
+    """The controllers mounted, v1 and v2. Named v1 hierarchies (`name=systemd`) control nothing and
+    are left out; a v2 mount without controllers does not make a host "hybrid"."""
+    privileged = (os.geteuid() if uid is None else uid) == 0
+    own = _own_cgroups(root)
+    found: list[CgroupController] = []
+    for line in read_text(root / "proc/mounts").splitlines():
+        fields = line.split()
+        if len(fields) < 4 or fields[2] not in ("cgroup", "cgroup2"):
+            continue
+        top = root / fields[1].lstrip("/")
+        if fields[2] == "cgroup2":
+            base = top if privileged else top / own.get("", "/").lstrip("/")
+            names = read_text(base / "cgroup.controllers").split()
+        else:
+            names = [name for name in fields[3].split(",") if name in own and "=" not in name]
+            base = top if privileged or not names else top / own[names[0]].lstrip("/")
+        version: Literal[1, 2] = 2 if fields[2] == "cgroup2" else 1
+        writable = os.access(base, os.W_OK)
+        found.extend(CgroupController(name, version, str(base), writable) for name in names)
+    versions = {one.version for one in found}
+    result: CgroupVersion = "none"
+    if versions:
+        result = "hybrid" if len(versions) == 2 else ("v2" if 2 in versions else "v1")
+    return result, tuple(sorted(found, key=lambda one: (one.version, one.name)))
+
+
+def _own_cgroups(root: Path) -> dict[str, str]:
+    """Controller -> our cgroup in its hierarchy; v2 is the empty name (cgroups(7))."""
+    own: dict[str, str] = {}
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        own |= dict.fromkeys(names.split(","), path)
+    return own
+
+
+def nested_paging(root: Path) -> bool | None:
+    """Whether KVM uses EPT (Intel) or NPT (AMD) rather than shadow page tables; None without KVM."""
+    for parameter in ("kvm_intel/parameters/ept", "kvm_amd/parameters/npt"):
+        text = read_text(root / "sys/module" / parameter)
+        if text:
+            return text in ("Y", "1")
+    return None
+
+
+def free_bytes(folder: Path) -> int:
+    """Space an ordinary user may still fill, where `folder` is or will be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize

@@ -1,0 +1,48 @@
+"""What a host has promised already, and whether an instance may be made as it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from innkeeper.control.lifecycle import is_active
+from innkeeper.control.placement import Claim, memory_needed
+from innkeeper.errors import SpecError
+from innkeeper.spec.host import HostRecord
+from innkeeper.spec.image import ImageRecord
+from innkeeper.spec.instance import InstanceSpec, Memory
+from innkeeper.store.view import InstanceView
+from innkeeper.units import format_size
+
+
+def open_claims(
+    instances: Iterable[InstanceView], hosts: Sequence[HostRecord], *, but: str = ""
+) -> list[Claim]:
+    """A claim for each active instance (other than `but`) which the facts of its host do not show yet.
+
+    What had started when the facts were taken is in them as memory no longer available; counting it
+    once more would refuse what fits, and not counting the others would promise the same memory twice.
+    """
+    observed_at = {host.name: host.observed_at for host in hosts}
+    return [
+        Claim(view.record.host, memory_needed(view.record.spec))
+        for view in instances
+        if view.name != but
+        and is_active(view.record, view.status)
+        and not 0 < view.status.started_at < observed_at.get(view.record.host, 0.0)
+    ]
+
+
+def fitted_to_image(spec: InstanceSpec, image: ImageRecord) -> InstanceSpec:
+    """The spec with the memory its image needs where none was asked for. Raises SpecError when less
+    was asked for."""
+    least = image.min_memory_bytes
+    if spec.memory.size >= least:
+        return spec
+    if "memory" in spec.model_fields_set and "size" in spec.memory.model_fields_set:
+        raise SpecError(
+            f"{format_size(spec.memory.size)} of memory is too little for image {image.name}, "
+            f"which needs {format_size(least)}",
+            hint=f"use --memory {format_size(least)} or more",
+            details={"field": ["spec", "memory", "size"]},
+        )
+    return spec.model_copy(update={"memory": Memory(size=least)})

@@ -1,0 +1,55 @@
+"""Whether an instance can be forked now, and its host has room for the copies. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from innkeeper.control.lifecycle import is_active
+from innkeeper.control.placement import QEMU_OVERHEAD_BYTES
+from innkeeper.errors import NoCapacity, WrongState
+from innkeeper.spec.finding import Finding, block, ok, warn
+from innkeeper.spec.host import HostRecord
+from innkeeper.spec.instance import InstanceRecord, InstanceStatus, State, private_bytes
+from innkeeper.units import human_size
+
+# QEMU of a copy: private memory measured 20-45 MB under TCG.
+COPY_OVERHEAD_BYTES: Final = QEMU_OVERHEAD_BYTES // 2
+IN_BETWEEN: Final = (State.STARTING, State.STOPPING, State.HUNG)
+
+
+def state(record: InstanceRecord, status: InstanceStatus, *, boots: bool = False) -> Iterator[Finding]:
+    """Whether there is a moment to take now; `boots`: of a clone, whose disks alone count."""
+    active = is_active(record, status)
+    if not active and boots:
+        yield ok(f"{record.name} is {status.state}: its disks are copied as they are")
+    elif not active:
+        yield ok(f"{record.name} is {status.state}: the copies are linked clones, which boot")
+    elif status.state in IN_BETWEEN:
+        what = f"{record.name} is {status.state}: it cannot be copied now"
+        yield block(WrongState(what, hint="try again in a moment"))
+    elif boots:
+        fix = f"for a clean copy, stop it first: inn stop {record.name}"
+        yield warn(f"{record.name} is {status.state}: the copy's disks are as after a power cut", fix)
+    else:
+        yield ok(f"{record.name} is {status.state}: the copies go on from this moment")
+
+
+def room(parent: InstanceRecord, count: int, hosts: Sequence[HostRecord]) -> Iterator[Finding]:
+    """Whether the copies' private pages and their QEMUs fit the parent's host."""
+    host = next((one for one in hosts if one.name == parent.host), None)
+    if host is None:
+        return
+    each = private_bytes(parent.spec.memory.size) + COPY_OVERHEAD_BYTES
+    available = host.facts.memory_available_bytes
+    copies = f"{count} fork{'s' if count > 1 else ''}"
+    said = (
+        f"{copies} of {parent.name} may take {human_size(each * count)} of memory "
+        f"({human_size(each)} each for what they write and for QEMU), {human_size(available)} is "
+        f"available on {host.name}"
+    )
+    if each * count > available:
+        hint = f"make at most {available // each}, or stop other instances"
+        yield block(NoCapacity(said, hint=hint))
+    else:
+        yield ok(said)

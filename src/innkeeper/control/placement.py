@@ -1,0 +1,163 @@
+"""Which host an instance is to run on. Pure: hosts and promises in, a choice or reasons out.
+
+Every host is asked for all its objections, and the refusal carries all of them: the user reads
+there, not in a log, why nothing fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from innkeeper.errors import NoCapacity, Unsupported
+from innkeeper.spec.accelerator import choose_accelerator
+from innkeeper.spec.host import HostFacts, HostRecord
+from innkeeper.spec.instance import InstanceSpec
+from innkeeper.units import MiB, human_size
+
+# What QEMU takes beside the guest's RAM: measured 32 MB private for an idle tiny guest, more with
+# devices and translated code; and 1/512 of the RAM for its page tables, as much again for bitmaps.
+QEMU_OVERHEAD_BYTES: Final = 64 * MiB
+OVERHEAD_DIVISOR: Final = 256
+# Below this a guest's first writes would already fill the file system its disks lie on.
+MIN_DISK_FREE_BYTES: Final = 128 * MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Memory promised to an instance that the host's available memory does not show as taken yet."""
+
+    host: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The choice: where, and as what it would run there."""
+
+    host: str
+    machine_type: str  # versioned
+    accelerator: Literal["kvm", "tcg"]
+    memory_bytes: int  # guest RAM and overhead
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a host cannot take it. `capacity`: it could, with more room."""
+
+    reason: str
+    hint: str = ""
+    capacity: bool = False
+
+
+def memory_needed(spec: InstanceSpec) -> int:
+    """Guest RAM and what QEMU needs beside it."""
+    return spec.memory.size + QEMU_OVERHEAD_BYTES + spec.memory.size // OVERHEAD_DIVISOR
+
+
+def place(
+    spec: InstanceSpec, hosts: Sequence[HostRecord], claims: Iterable[Claim], *, to_run: bool = True
+) -> Placement:
+    """The host with the most memory left of those that can run it; by name among equals.
+
+    With `to_run` it must fit into what is available now, otherwise only into the host as such.
+    Raises NoCapacity when a host would do if it had room, Unsupported when none would.
+    """
+    promised: dict[str, int] = {}
+    for claim in claims:
+        promised[claim.host] = promised.get(claim.host, 0) + claim.memory_bytes
+    objections: dict[str, list[Objection]] = {}
+    best: tuple[int, str, HostRecord] | None = None
+    for host in hosts:
+        left = host.facts.memory_available_bytes - promised.get(host.name, 0)
+        against = [*_unsuited(spec, host.facts), *_too_small(spec, host.facts, left, to_run)]
+        if against:
+            objections[host.name] = against
+        elif best is None or (-left, host.name) < best[:2]:
+            best = (-left, host.name, host)
+    if best is None:
+        raise _refusal(objections)
+    chosen = best[2]
+    return Placement(
+        chosen.name,
+        pinned_machine(spec.machine.type, chosen.facts) or spec.machine.type,
+        choose_accelerator(spec.machine.accelerator, chosen.facts.kvm, chosen.facts.kvm_detail)[0],
+        memory_needed(spec),
+    )
+
+
+def pinned_machine(wanted: str, facts: HostFacts) -> str | None:
+    """The versioned machine type that `wanted` is on this host; None if it has none such."""
+    machine = facts.machine_aliases.get(wanted, wanted)
+    return machine if machine in facts.machine_types else None
+
+
+def _unsuited(spec: InstanceSpec, facts: HostFacts) -> list[Objection]:
+    """What no amount of room would change."""
+    if not facts.qemu:
+        return [Objection("QEMU is not installed", "install it: inn doctor --fix")]
+    against: list[Objection] = []
+    try:
+        choose_accelerator(spec.machine.accelerator, facts.kvm, facts.kvm_detail, facts.kvm_repair)
+    except Unsupported as error:
+        against.append(Objection(error.message, error.hint))
+    if pinned_machine(spec.machine.type, facts) is None:
+        known = ", ".join(sorted(facts.machine_aliases)) or "none"
+        against.append(
+            Objection(
+                f"QEMU {facts.qemu_version} has no machine type {spec.machine.type}".replace("  ", " "),
+                f"choose one of: {known}",
+            )
+        )
+    return against
+
+
+def _too_small(spec: InstanceSpec, facts: HostFacts, left: int, to_run: bool) -> list[Objection]:
+    """What it lacks in room: as such, or now."""
+    needed = memory_needed(spec)
+    against: list[Objection] = []
+    parts = f"{human_size(spec.memory.size)} for the guest, {human_size(needed - spec.memory.size)} for QEMU"
+    if needed > facts.memory_bytes:
+        against.append(
+            Objection(
+                f"it needs {human_size(needed)} of memory ({parts}) and the host has "
+                f"{human_size(facts.memory_bytes)}",
+                "give it less memory",
+                capacity=True,
+            )
+        )
+    elif to_run and needed > left:
+        against.append(
+            Objection(
+                f"it needs {human_size(needed)} of memory ({parts}) and "
+                f"{human_size(max(left, 0))} is available",
+                "stop other instances (inn list), or give it less memory",
+                capacity=True,
+            )
+        )
+    free = facts.disk_free_bytes
+    if to_run and free is not None and free < MIN_DISK_FREE_BYTES:
+        against.append(
+            Objection(
+                f"only {human_size(free)} of disk space is free where its disks lie",
+                "free some: remove instances (inn rm) or images (inn image rm)",
+                capacity=True,
+            )
+        )
+    return against
+
+
+def _refusal(objections: dict[str, list[Objection]]) -> NoCapacity | Unsupported:
+    if not objections:
+        return NoCapacity("No host is there to run it", hint="is its daemon running? see inn host show")
+    # A host that lacks nothing but room decides: with room it would do.
+    by_room = {host: found for host, found in objections.items() if all(one.capacity for one in found)}
+    counted = by_room or objections
+    told = "; ".join(
+        f"{host}: {', '.join(one.reason for one in found)}" for host, found in sorted(objections.items())
+    )
+    hint = next((one.hint for _, found in sorted(counted.items()) for one in found if one.hint), "")
+    details = {"hosts": {host: [one.reason for one in found] for host, found in sorted(objections.items())}}
+    error = NoCapacity if by_room else Unsupported
+    return error(f"No host can run it: {told}", hint=hint, details=details)
