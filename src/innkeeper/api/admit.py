@@ -1,0 +1,53 @@
+"""Admission, one at a time: between choosing a host and writing the promise nobody else chooses.
+
+The lock is held for two reads and one write of the store, never while anything happens to a VM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from innkeeper.api.index import Index
+from innkeeper.control.admission import open_claims
+from innkeeper.control.placement import Placement, place
+from innkeeper.errors import NoCapacity
+from innkeeper.spec.instance import InstanceSpec
+from innkeeper.store.repo import Repo
+
+
+class Admission:
+    """Decides by the instances of `index`, or of the store where there is none."""
+
+    def __init__(
+        self, repo: Repo, index: Index | None = None, look_again: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """`look_again` refreshes what is known of the hosts: no refusal goes by figures of the past."""
+        self._repo = repo
+        self._index = index
+        self._look_again = look_again
+        self._turn = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def turn(
+        self, spec: InstanceSpec, *, but: str = "", host: str = "", to_run: bool = True
+    ) -> AsyncIterator[Placement]:
+        """Place `spec` (on `host`, if it has one already) and hold the others off until the body has
+        written that down. `but` names the instance itself. Raises as `place` does."""
+        async with self._turn:
+            try:
+                placement = await self._place(spec, but, host, to_run)
+            except NoCapacity:
+                if self._look_again is None:
+                    raise
+                await self._look_again()
+                placement = await self._place(spec, but, host, to_run)
+            yield placement
+            if self._index:
+                await self._index.reached(await self._repo.store.revision())
+
+    async def _place(self, spec: InstanceSpec, but: str, host: str, to_run: bool) -> Placement:
+        hosts = [found for found in await self._repo.hosts() if host in ("", found.name)]
+        views = self._index.instances() if self._index else await self._repo.instances()
+        return place(spec, hosts, open_claims(views, hosts, but=but), to_run=to_run)

@@ -1,0 +1,101 @@
+"""What requests carry. Unknown fields are refused, like everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from innkeeper.spec.base import Model, Name, worded
+from innkeeper.spec.instance import InstanceSpec
+
+# A day: longer waits are asked for again, so that one forgotten request does not stay for ever.
+Timeout = Annotated[float, Field(gt=0, le=86400, description="Seconds to wait at most.")]
+Hold = Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$", description="Token of an open hold.")]
+
+
+class CreateBody(Model):
+    name: Name | None = Field(default=None, description="Chosen by the daemon when missing.")
+    spec: InstanceSpec
+    start: bool = False
+    keep_on_failure: bool = Field(default=False, description="Keep the instance when its first start fails.")
+    remove_when_ended: bool = Field(default=False, description="Remove the instance when its run ends.")
+    hold: Hold = ""
+    wait: Literal["none", "running", "ready"] = Field(
+        default="running",
+        description="`none`: answer when it is accepted; `running`: when it is made and runs.",
+    )
+    timeout_s: Timeout | None = None
+
+
+class ApplyBody(Model):
+    spec: InstanceSpec
+
+
+class VerbBody(Model):
+    timeout_s: Timeout | None = None
+
+
+class StartBody(VerbBody):
+    wait: Literal["running", "ready"] = "running"
+
+
+class ForkBody(VerbBody):
+    count: int = Field(default=1, ge=1, le=1000)
+    name: str = Field(default="", description="Pattern with {} for the number; default: PARENT-{}.")
+    ssh_keys: bool = Field(default=False, description="New SSH host keys in each copy.")
+    start: bool = Field(default=True, description="Of a stopped parent: start the copies.")
+    remove_when_ended: bool = Field(default=False, description="Remove a copy when its run ends.")
+    hold: Hold = ""
+    wait: Literal["running", "ready"] = "ready"
+
+
+class CloneBody(VerbBody):
+    name: Name
+    ssh_keys: bool = Field(default=False, description="New SSH host keys at its first boot.")
+    start: bool = True
+    hold: Hold = ""
+    wait: Literal["running", "ready"] = "running"
+
+
+class HoldBody(Model):
+    token: str = Field(pattern=r"^[0-9a-f]{16}$", description="Chosen by the client.")
+
+
+class SnapshotBody(VerbBody):
+    name: Name | None = Field(default=None, description="Default: s1, s2, ... the next free one.")
+    disks_only: bool = Field(default=False, description="Without memory.")
+    compress: bool = Field(default=False, description="Compress the memory (zstd).")
+
+
+class RestoreBody(VerbBody):
+    new_name: Name | None = Field(default=None, description="Make a new instance instead.")
+    ssh_keys: bool = Field(default=False, description="New SSH host keys in a new instance.")
+    wait: Literal["running", "ready"] = "ready"
+
+
+class SaveBody(VerbBody):
+    compress: bool = Field(default=False, description="Compress the memory (zstd).")
+
+
+class BuildBody(Model):
+    recipe: Literal["tiny", "debian"]
+    name: Name | None = Field(default=None, description="Default: the recipe's name.")
+
+
+class ImportBody(Model):
+    name: Name
+    path: str = Field(
+        min_length=1,
+        description="Absolute path on the daemon's host.",
+        pattern=worded(r"^/", "give an absolute path"),
+    )
+
+
+class ExecFrame(Model):
+    """The first frame of an exec socket."""
+
+    argv: tuple[str, ...] = Field(min_length=1)
+    env: dict[str, str] = Field(default_factory=dict)
+    stdin: bool = False
+    timeout_s: Timeout | None = None

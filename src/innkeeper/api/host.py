@@ -1,0 +1,58 @@
+"""Routes of the daemon and its host."""
+
+from __future__ import annotations
+
+import os
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from innkeeper.api import schema
+from innkeeper.api.context import Ctx
+from innkeeper.api.deps import API_VERSION
+from innkeeper.api.respond import json_of
+
+router = APIRouter(prefix="/v1")
+
+
+@router.get(
+    "/version", summary="Which daemon this is", tags=["daemon"], responses=schema.answers(schema.Version)
+)
+async def version(ctx: Ctx) -> Response:
+    deps = ctx.deps
+    return json_of(
+        {
+            "version": deps.version,
+            "api": API_VERSION,
+            "pid": os.getpid(),
+            "state_dir": str(deps.paths.state),
+            "mode": deps.mode,
+            "started_at": deps.started_at,
+            "host": deps.host,
+        }
+    )
+
+
+@router.get(
+    "/host",
+    summary="What this host is and has",
+    tags=["host"],
+    responses=schema.answers(schema.HostRecord),
+)
+async def host(ctx: Ctx) -> Response:
+    return json_of((await ctx.deps.repo.host(ctx.deps.host)).model_dump(mode="json"))
+
+
+@router.get("/doctor", summary="Examine this host", tags=["host"], responses=schema.answers(schema.Findings))
+async def doctor(ctx: Ctx) -> Response:
+    return json_of({"findings": [dict(finding) for finding in await ctx.deps.doctor()]})
+
+
+@router.post(
+    "/doctor/fix",
+    summary="Repair what can be repaired, then examine this host",
+    tags=["host"],
+    responses=schema.answers(schema.Findings),
+)
+async def doctor_fix(ctx: Ctx) -> Response:
+    return json_of({"findings": [dict(finding) for finding in await ctx.deps.doctor(fix=True)]})

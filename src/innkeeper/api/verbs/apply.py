@@ -1,0 +1,130 @@
+"""apply: make an instance as a spec says: create it, or change it and say what needs a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from innkeeper.api.admit import Admission
+from innkeeper.api.verbs import change
+from innkeeper.api.verbs.create import CreateOptions, create
+from innkeeper.clock import Clock
+from innkeeper.control.admission import fitted_to_image
+from innkeeper.control.lifecycle import ACTIVE
+from innkeeper.control.placement import pinned_machine
+from innkeeper.errors import Unsupported
+from innkeeper.spec.base import check_name
+from innkeeper.spec.host import HostRecord
+from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, InstanceStatus, InstanceUpdate
+from innkeeper.store.repo import Repo
+from innkeeper.store.view import InstanceView
+
+LIVE_FIELDS: Final = frozenset(InstanceUpdate.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """`needs_restart` are those of `changed` which a running instance takes up at its next start."""
+
+    view: InstanceView | None  # None: it would be created (dry run)
+    created: bool
+    changed: tuple[str, ...]
+    needs_restart: tuple[str, ...]
+
+
+async def apply(
+    repo: Repo, admission: Admission, clock: Clock, name: str, spec: InstanceSpec, *, dry_run: bool = False
+) -> Applied:
+    """Create `name` (not started) or change its spec. Raises Unsupported for what cannot change."""
+    check_name(name)
+    stored = await repo.find_instance(name)
+    if stored is None:
+        if dry_run:
+            return Applied(None, True, (), ())
+        view = await create(repo, admission, clock, name, spec, CreateOptions())
+        return Applied(view, True, (), ())
+    image = await repo.find_image(spec.image) if spec.image else None
+    fitted = fitted_to_image(spec, image.value) if image else spec
+    hosts = [host for host in await repo.hosts() if host.name == stored.value.host]
+    changed: tuple[str, ...] = ()
+
+    def applied(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord | None:
+        nonlocal changed
+        change.refuse_removed(record)
+        wanted = _keep_pin(fitted, record.spec, hosts)
+        changed = tuple(differences(record.spec, wanted))
+        _refuse_fixed(record, wanted)
+        if not changed or dry_run:
+            return None
+        return record.model_copy(update={"spec": wanted})
+
+    view = await repo.change_instance(name, applied)
+    late = tuple(path for path in changed if path.partition(".")[0] not in LIVE_FIELDS)
+    return Applied(view, False, changed, late if view.status.state in ACTIVE else ())
+
+
+def differences(old: InstanceSpec, new: InstanceSpec) -> list[str]:
+    """The paths that differ, such as `cpu.count` and `disks.0.size`, in the order of the spec."""
+    return list(_differ("", old.model_dump(mode="json"), new.model_dump(mode="json")))
+
+
+def _differ(path: str, old: Any, new: Any) -> Iterator[str]:
+    if old == new:
+        return
+    if isinstance(old, dict) and isinstance(new, dict) and path != "labels":
+        pairs = [(key, old.get(key), new.get(key)) for key in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(str(place), *both) for place, both in enumerate(zip(old, new, strict=True))]
+    else:
+        yield path
+        return
+    for key, before, after in pairs:
+        yield from _differ(f"{path}.{key}" if path else key, before, after)
+
+
+def _keep_pin(spec: InstanceSpec, old: InstanceSpec, hosts: list[HostRecord]) -> InstanceSpec:
+    """The spec with a versioned machine type: the one it has, if the alias it had at its creation is
+    given again (the guest keeps its hardware), else what the alias means on its host now."""
+    asked = spec.machine.type
+    facts = hosts[0].facts if hosts else None
+    if asked == old.machine.type or _is_version_of(old.machine.type, asked):
+        pinned = old.machine.type
+    else:
+        pinned = (pinned_machine(asked, facts) if facts else None) or ""
+    if not pinned:
+        known = ", ".join(sorted(facts.machine_aliases)) if facts else "none"
+        raise Unsupported(f"There is no machine type {asked} on its host", hint=f"choose one of: {known}")
+    return spec.model_copy(update={"machine": spec.machine.model_copy(update={"type": pinned})})
+
+
+def _is_version_of(versioned: str, alias: str) -> bool:
+    """pc-q35-7.2 is a version of q35, pc-i440fx-7.2 of pc."""
+    stem = {"q35": "pc-q35-", "pc": "pc-i440fx-"}.get(alias, alias + "-")
+    return versioned.startswith(stem)
+
+
+def _refuse_fixed(record: InstanceRecord, new: InstanceSpec) -> None:
+    """What an instance's own disks were made from does not change under them."""
+    old = record.spec
+    if new.image != old.image:
+        raise _fixed(record.name, "image")
+    if _own_disks(new) != _own_disks(old):
+        raise _fixed(record.name, "disks")
+
+
+def _own_disks(spec: InstanceSpec) -> list[tuple[str, int | None, str]]:
+    return [_origin(disk) for disk in spec.disks if not disk.path]
+
+
+def _origin(disk: Disk) -> tuple[str, int | None, str]:
+    return disk.name, disk.size, disk.copy_of
+
+
+def _fixed(name: str, field: str) -> Unsupported:
+    what = "image it was made from" if field == "image" else "disks of its own"
+    return Unsupported(
+        f"The {what} cannot change on an existing instance: {name}",
+        hint=f"remove it (inn rm {name}) and apply again, or use another name",
+        details={"field": ["spec", field]},
+    )

@@ -1,0 +1,147 @@
+"""fork: copies of an instance as it is at one moment, all in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import uuid
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from innkeeper.api.verbs import change
+from innkeeper.api.verbs.rm import rm
+from innkeeper.api.verbs.wait import wait
+from innkeeper.clock import Clock
+from innkeeper.control import forking
+from innkeeper.control.lifecycle import is_active
+from innkeeper.errors import BadRequest, InnkeeperError
+from innkeeper.spec.base import check_name
+from innkeeper.spec.finding import refuse
+from innkeeper.spec.instance import ForkOrigin, InstanceRecord, InstanceSpec, Power, Wanted
+from innkeeper.store.repo import Repo
+from innkeeper.store.settle import Deadline
+from innkeeper.store.view import InstanceView
+
+MAX_COUNT: Final = 1000
+_PLACE: Final = re.compile(r"\{n?\}")
+
+
+@dataclass(frozen=True, slots=True)
+class ForkOptions:
+    """`pattern` has `{}` for the number of the copy; empty: the parent's name and a number."""
+
+    count: int = 1
+    pattern: str = ""
+    ssh_keys: bool = False
+    start: bool = True
+    remove_when_ended: bool = False
+    hold: str = ""
+    until: Literal["running", "ready"] = "ready"
+    timeout_s: float | None = None
+
+
+async def fork(repo: Repo, clock: Clock, name: str, options: ForkOptions) -> list[InstanceView]:
+    """Fork it. A running parent's copies run on from that moment; a stopped one's are linked clones.
+
+    Either all copies are made, or none is left and the first error is raised.
+    """
+    deadline = Deadline(options.timeout_s or change.READY_TIMEOUT_S)
+    parent = await repo.view(name)
+    change.refuse_removed(parent.record)
+    live = is_active(parent.record, parent.status)
+    refuse(forking.state(parent.record, parent.status))
+    if live:
+        refuse(forking.room(parent.record, options.count, await repo.hosts()))
+    existing = {view.name for view in await repo.instances()}
+    names = names_of(name, options.count, options.pattern, existing)
+    token = secrets.token_hex(8)
+    records = [
+        record_of_copy(parent.record, child, index, token, clock.time(), live=live, options=options)
+        for index, child in enumerate(names)
+    ]
+    views = await repo.create_instances(records)
+    try:
+        return await asyncio.gather(*(_awaited(repo, view, options, deadline) for view in views))
+    except InnkeeperError:
+        await _give_up(repo, records)
+        raise
+
+
+def names_of(parent: str, count: int, pattern: str, existing: set[str]) -> list[str]:
+    """Names for the copies: of a pattern exactly its numbers, else the next free ones."""
+    if not 1 <= count <= MAX_COUNT:
+        raise BadRequest(f"Cannot make {count} copies", hint=f"from 1 to {MAX_COUNT} at a time")
+    if pattern and not _PLACE.search(pattern):
+        if count > 1:
+            raise BadRequest(
+                f"The name {pattern!r} cannot be that of {count} copies", hint="put {} where the number goes"
+            )
+        return [check_name(pattern)]
+    if pattern:
+        return [check_name(_PLACE.sub(str(number), pattern)) for number in range(1, count + 1)]
+    names: list[str] = []
+    number = 1
+    while len(names) < count:
+        candidate = f"{parent}-{number}"
+        if candidate not in existing:
+            names.append(check_name(candidate))
+        number += 1
+    return names
+
+
+def record_of_copy(
+    parent: InstanceRecord,
+    name: str,
+    index: int,
+    token: str,
+    now: float,
+    *,
+    live: bool,
+    options: ForkOptions,
+) -> InstanceRecord:
+    starts = live or options.start
+    return InstanceRecord(
+        name=name,
+        uid=str(uuid.uuid4()),
+        created_at=now,
+        host=parent.host,
+        image_id=parent.image_id,
+        spec=spec_of_copy(parent.spec),
+        wanted=Wanted(
+            power=Power.ON if starts else Power.OFF,
+            epoch=1 if starts else 0,
+            remove_if_start_fails=True,
+            remove_when_ended=options.remove_when_ended,
+            hold=options.hold,
+        ),
+        fork=ForkOrigin(
+            parent=parent.name,
+            parent_uid=parent.uid,
+            moment=token,
+            index=index,
+            ssh_keys=options.ssh_keys,
+            live=live,
+        ),
+    )
+
+
+def spec_of_copy(spec: InstanceSpec) -> InstanceSpec:
+    """The parent's, without what only one VM can have: its host ports and its MAC addresses."""
+    networks = tuple(one.model_copy(update={"mac": "", "forward": ()}) for one in spec.networks)
+    vnc = "socket" if spec.display.vnc else ""
+    display = spec.display.model_copy(update={"vnc": vnc})
+    return spec.model_copy(update={"networks": networks, "display": display})
+
+
+async def _awaited(repo: Repo, view: InstanceView, options: ForkOptions, deadline: Deadline) -> InstanceView:
+    view = await change.settled(repo, view, deadline)
+    if view.record.wanted.power is Power.ON and options.until == "ready":
+        view = await wait(repo, view.name, "ready", timeout_s=deadline)
+    return view
+
+
+async def _give_up(repo: Repo, records: list[InstanceRecord]) -> None:
+    """One failed, so none stays; what is gone already is as good."""
+    removals = [rm(repo, record.name, force=True, uid=record.uid, timeout_s=10.0) for record in records]
+    await asyncio.gather(*removals, return_exceptions=True)

@@ -1,0 +1,118 @@
+"""This host as the agent sees it: facts gathered once, memory and disk space read when asked, and the
+host's own record in the store, kept under a lease."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import platform
+import shutil
+from pathlib import Path
+from typing import Final
+
+from innkeeper.agent import facts as host_facts
+from innkeeper.agent import sysfs
+from innkeeper.agent.context import QemuView
+from innkeeper.clock import Clock
+from innkeeper.errors import InnkeeperError, Unsupported
+from innkeeper.spec.host import HostFacts, HostRecord
+from innkeeper.store.repo import Repo
+
+log = logging.getLogger("innkeeper.host")
+
+LEASE_TTL_S: Final = 30.0
+REFRESH_INTERVAL_S: Final = 10.0
+# TCG can emulate other architectures; the instances of this issue are of the host's own.
+_BINARY: Final = "qemu-system-x86_64"
+
+
+class LocalHost:
+    """See agent.context.HostView. `facts` is set by `gather`, which may take seconds after a boot."""
+
+    def __init__(self, paths_state: Path, root: Path = Path("/")) -> None:
+        self._state = paths_state
+        self._root = root
+        self.name = platform.node().split(".")[0].lower() or "localhost"
+        self.boot_id = sysfs.read_text(root / "proc/sys/kernel/random/boot_id")
+        self.machine_id = sysfs.read_text(root / "etc/machine-id")
+        self.facts: host_facts.HostFacts | None = None
+
+    def qemu(self) -> QemuView:
+        facts = self._known()
+        binary = next((one for one in facts.qemu if one.path.endswith(_BINARY)), None)
+        if binary is None:
+            raise Unsupported(
+                "QEMU is not installed", hint="apt-get install qemu-system-x86, or: inn doctor --fix"
+            )
+        return QemuView(
+            binary=binary.path,
+            version=binary.version,
+            machine_aliases={one.name: one.alias_of for one in binary.machines if one.alias_of},
+            kvm=facts.accelerator.kind,
+            kvm_detail=facts.accelerator.detail,
+        )
+
+    def memory_available_bytes(self) -> int:
+        return sysfs.meminfo(self._root).get("MemAvailable", 0)
+
+    def record(self, now: float) -> HostRecord:
+        """What placement decides by, with memory and space as they are now."""
+        facts = self._known()
+        binary = next((one for one in facts.qemu if one.path.endswith(_BINARY)), None)
+        return HostRecord(
+            name=self.name,
+            machine_id=self.machine_id,
+            boot_id=self.boot_id,
+            observed_at=now,
+            facts=HostFacts(
+                kernel=facts.kernel,
+                cpus=len(facts.cpus),
+                cpu_model=facts.cpu_model,
+                memory_bytes=facts.memory_bytes,
+                memory_available_bytes=self.memory_available_bytes(),
+                disk_free_bytes=shutil.disk_usage(self._state).free,
+                qemu=binary.path if binary else "",
+                qemu_version=binary.version if binary else "",
+                kvm=facts.accelerator.kind,
+                kvm_detail=facts.accelerator.detail,
+                kvm_repair=facts.accelerator.repair,
+                kvm_instructions_per_s=facts.accelerator.instructions_per_s,
+                machine_types=tuple(one.name for one in binary.machines if not one.alias_of)
+                if binary
+                else (),
+                machine_aliases={one.name: one.alias_of for one in binary.machines if one.alias_of}
+                if binary
+                else {},
+                extra=facts.to_dict(),
+            ),
+        )
+
+    def _known(self) -> host_facts.HostFacts:
+        if self.facts is None:
+            raise Unsupported("The host has not been examined yet", hint="try again in a second")
+        return self.facts
+
+
+async def keep_record(host: LocalHost, repo: Repo, clock: Clock, lease: int, freed: asyncio.Event) -> None:
+    """Keep the host's lease alive and its record fresh, for ever; at once when `freed` is set, so that
+    what a VM gave back can be placed again."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(freed.wait(), REFRESH_INTERVAL_S)
+        freed.clear()
+        try:
+            async with asyncio.timeout(REFRESH_INTERVAL_S):
+                await repo.store.lease_keepalive(lease)
+                await repo.put_host(host.record(clock.time()), lease=lease)
+        except (InnkeeperError, OSError, TimeoutError) as error:
+            log.warning("cannot refresh the host's record: %s", error)
+            lease = await _new_lease(repo, lease)
+
+
+async def _new_lease(repo: Repo, lease: int) -> int:
+    """After a long sleep (suspend, a full disk) the old lease may have run out."""
+    try:
+        return await repo.store.lease_grant(LEASE_TTL_S)
+    except InnkeeperError:
+        return lease

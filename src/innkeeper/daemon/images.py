@@ -1,0 +1,70 @@
+"""Images by name: builds and imports them, and removes the files nobody names any more."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from innkeeper.api.deps import Progress
+from innkeeper.clock import Clock
+from innkeeper.drivers.run import Runner
+from innkeeper.errors import BadRequest
+from innkeeper.images.imagedir import ImageManifest, remove_image
+from innkeeper.paths import Paths
+from innkeeper.spec.image import ImageRecord
+from innkeeper.store.repo import Repo
+
+RECIPES = ("tiny", "debian")
+
+
+class Images:
+    """See api.deps.ImageService."""
+
+    def __init__(self, paths: Paths, runner: Runner, repo: Repo, clock: Clock) -> None:
+        self._paths, self._runner, self._repo, self._clock = paths, runner, repo, clock
+
+    async def build(self, recipe: str, name: str, progress: Progress) -> ImageRecord:
+        # Builders pull in much that a daemon without builds never needs.
+        if recipe == "tiny":
+            from innkeeper.images.tiny import build_tiny
+
+            manifest = await build_tiny(self._paths.images, self._runner, progress)
+        elif recipe == "debian":
+            from innkeeper.images.debian import build_debian
+
+            manifest = await build_debian(self._paths.images, self._runner, progress)
+        else:
+            raise BadRequest(f"No image recipe {recipe!r}", hint=f"there are: {', '.join(RECIPES)}")
+        return await self._name(name, manifest)
+
+    async def import_(self, name: str, path: Path, progress: Progress) -> ImageRecord:
+        from innkeeper.images.importing import import_disk
+
+        manifest = await import_disk(path, self._paths.images, self._runner, progress)
+        return await self._name(name, manifest)
+
+    async def remove(self, name: str) -> None:
+        stored = await self._repo.image(name)
+        await self._repo.delete_image(name)
+        used = {image.id for image in await self._repo.images()}
+        used |= {view.record.image_id for view in await self._repo.instances()}
+        if stored.value.id not in used:
+            await asyncio.to_thread(remove_image, self._paths.images, stored.value.id)
+
+    async def _name(self, name: str, manifest: ImageManifest) -> ImageRecord:
+        """Point `name` at the image; a name that was there now means the new one."""
+        record = ImageRecord(
+            name=name,
+            id=manifest.id,
+            kind=manifest.kind,
+            architecture=manifest.architecture,
+            boot=manifest.boot,
+            agent=manifest.agent,
+            size_bytes=sum(file.size_bytes for file in manifest.files.values()),
+            min_memory_bytes=manifest.min_memory_bytes,
+            origin=manifest.origin.model_dump(mode="json"),
+            created_at=self._clock.time(),
+        )
+        before = await self._repo.find_image(name)
+        await self._repo.put_image(record, replaces=before.kv if before else None)
+        return record
