@@ -1,0 +1,122 @@
+"""`inn set`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import click
+
+from innkeeper.cli.app import App
+from innkeeper.cli.command import name_argument, verb
+from innkeeper.cli.commands.apply import say_restart
+from innkeeper.cli.output import print_json
+from innkeeper.cli.specargs import pairs
+from innkeeper.errors import BadRequest, InnkeeperError, SpecError
+
+Json = dict[str, Any]
+
+
+@verb(
+    "set",
+    synopsis="inn set NAME FIELD=VALUE... [--json]",
+    examples="""
+inn set web restart_policy=always labels.owner=anna
+inn set web labels.owner=                  remove a label
+inn set web cpu.count=2 memory.size=1GiB   takes effect at the next start
+inn set web networks.0.model=e1000 boot.order=cdrom,disk
+""",
+    exit_status={2: "No such field, or a value it cannot have."},
+)
+@name_argument
+@click.argument("fields", metavar="FIELD=VALUE...", nargs=-1, required=True)
+def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
+    """Change single fields of a VM.
+
+    FIELD is the path of a field in the spec, as inn show --yaml prints it, with dots. What can
+    change on a running VM (restart_policy and labels) does at once; for everything else it is said
+    that the VM takes it up at its next start.
+    """
+    values = pairs(fields, "field")
+    data = app.client.instances.get_data(name)
+    instances = app.client.instances
+    try:
+        if all(field == "restart_policy" or field.startswith("labels.") for field in values):
+            answer = instances.handle(name).update(_update(data["spec"], values))
+            late: list[str] = []
+        else:
+            answer = instances.apply(name, changed_spec(data["spec"], values))
+            late = answer.get("needs_restart") or []
+    except SpecError as error:
+        raise _named(error) from None
+    if app.json:
+        print_json(answer)
+    else:
+        say_restart(name, late)
+
+
+def _update(spec: Json, values: dict[str, str]) -> Json:
+    update: Json = {}
+    labels = dict(spec.get("labels") or {})
+    for field, value in values.items():
+        if field == "restart_policy":
+            update["restart_policy"] = value
+            continue
+        _set_label(labels, field.removeprefix("labels."), value)
+        update["labels"] = labels
+    return update
+
+
+def _set_label(labels: dict[str, str], key: str, value: str) -> None:
+    if value:
+        labels[key] = value
+    else:
+        labels.pop(key, None)
+
+
+def changed_spec(spec: Json, values: dict[str, str]) -> Json:
+    """A copy of the spec with these fields changed. Values are texts; the daemon gives them a type."""
+    changed = copy.deepcopy(spec)
+    for field, value in values.items():
+        if field.startswith("labels."):
+            _set_label(changed.setdefault("labels", {}), field.removeprefix("labels."), value)
+            continue
+        *parents, last = field.split(".")
+        place: Any = changed
+        for part in parents:
+            place = _inside(place, part, field)
+        if isinstance(place, list):
+            place[_index(place, last, field)] = value
+        elif isinstance(place, dict):
+            # An empty value is an empty list where a list stands now: `boot.order=` has no device.
+            is_list = isinstance(place.get(last), list)
+            place[last] = [word for word in value.split(",") if word] if is_list else value
+        else:
+            raise _no_field(field)
+    return changed
+
+
+def _inside(place: Any, part: str, field: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, part, field)]
+    if isinstance(place, dict) and part in place:
+        return place[part]
+    raise _no_field(field)
+
+
+def _index(place: list[Any], part: str, field: str) -> int:
+    if not (part.isascii() and part.isdigit() and int(part) < len(place)):
+        raise _no_field(field)
+    return int(part)
+
+
+def _no_field(field: str) -> SpecError:
+    return SpecError(f"No such field: {field}", hint="see the fields with inn show NAME --yaml")
+
+
+def _named(error: InnkeeperError) -> BadRequest:
+    """The daemon's error, with the field's name in front where it has none."""
+    path = error.details.get("field") or []
+    field = ".".join(str(part) for part in path if part not in ("body", "spec"))
+    message = error.message if not field or field in error.message else f"{field}: {error.message}"
+    return SpecError(message, hint=error.hint, details=error.details)

@@ -1,0 +1,136 @@
+"""`inn show`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+import click
+
+from innkeeper.cli.app import App
+from innkeeper.cli.command import name_argument, verb
+from innkeeper.cli.output import clean, print_json, print_pairs
+from innkeeper.units import human_duration, human_size
+
+
+@verb(
+    "show",
+    synopsis="inn show NAME [--yaml | --argv] [--json]",
+    examples="""
+inn show web
+inn show web --json | jq .status.pid
+inn show web --yaml > web.yaml
+inn show web --argv
+""",
+)
+@name_argument
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print a file that inn apply -f takes back unchanged.")
+@click.option("--argv", "as_argv", is_flag=True, help="Print the exact QEMU command line, for a shell.")
+def show(app: App, name: str, as_yaml: bool, as_argv: bool) -> None:
+    """Show all about one VM.
+
+    A summary for people. With --json: everything, with name, uid, state, ready, accelerator, pid,
+    addresses, spec (what was asked for), status (what was observed, with the times of each step of
+    the last start) and paths (where its files lie).
+    """
+    if as_yaml and as_argv:
+        raise click.UsageError("--yaml and --argv exclude each other")
+    if as_argv:
+        argv = app.instance(name).argv()
+        if app.json:
+            print_json({"name": name, "argv": argv})
+        else:
+            print(shlex.join(argv))
+        return
+    data = app.client.instances.get_data(name)
+    if as_yaml:
+        from innkeeper.cli.specyaml import brief, to_yaml
+
+        if app.json:
+            print_json({"kind": "instance", "name": name, "spec": brief(data["spec"])})
+        else:
+            print(to_yaml(data["name"], data["spec"]), end="")
+    elif app.json:
+        print_json(data)
+    else:
+        _print(data)
+
+
+def _print(data: dict[str, Any]) -> None:
+    spec, status = data.get("spec") or {}, data.get("status") or {}
+    paths = data.get("paths") or {}
+    memory = data.get("memory")
+    machine = status.get("machine") or (spec.get("machine") or {}).get("type")
+    print_pairs(
+        [
+            ("name", data.get("name")),
+            ("state", _state(data, status)),
+            ("note", data.get("note") or status.get("note")),
+            ("accelerator", _with_reason(data.get("accelerator"), status.get("accelerator_reason"))),
+            ("image", data.get("image") or "none"),
+            ("machine", _with_reason(machine, status.get("qemu") and f"QEMU {status['qemu']}")),
+            ("cpus", data.get("cpus")),
+            ("memory", human_size(memory) if isinstance(memory, int) else memory),
+            ("addresses", ", ".join(data.get("addresses") or ())),
+            ("forwards", ", ".join(_forwards(spec))),
+            ("disks", ", ".join(_disk(item) for item in spec.get("disks") or ())),
+            ("pid", data.get("pid") or None),
+            ("created", _moment(data.get("created_at"))),
+            ("started", _moment(status.get("started_at"))),
+            ("last start", ", ".join(_times(status.get("times_ms") or {}))),
+            ("ended", _ended(status.get("ended"))),
+            ("failure", _failure(status.get("failure"))),
+            ("labels", ", ".join(f"{key}={value}" for key, value in (spec.get("labels") or {}).items())),
+            ("files", paths.get("state")),
+            ("uid", data.get("uid")),
+        ]
+    )
+
+
+def _state(data: dict[str, Any], status: dict[str, Any]) -> str:
+    state = clean(data.get("state"))
+    if status.get("panicked"):
+        return f"{state}, the guest's kernel panicked"
+    if state == "running":
+        return f"{state}, {'ready' if data.get('ready') else 'not ready yet'}"
+    return state
+
+
+def _with_reason(value: Any, reason: Any) -> str:
+    return f"{value} ({reason})" if value and reason else str(value or "")
+
+
+def _forwards(spec: dict[str, Any]) -> list[str]:
+    return [
+        f"{item.get('address', '127.0.0.1')}:{item['host']} -> {item['guest']}/{item.get('protocol', 'tcp')}"
+        for network in spec.get("networks") or ()
+        for item in network.get("forward") or ()
+    ]
+
+
+def _disk(disk: dict[str, Any]) -> str:
+    origin = disk.get("path") or disk.get("size") or disk.get("copy_of")
+    return f"{disk['name']} ({origin})" if origin else str(disk["name"])
+
+
+def _moment(seconds: Any) -> str:
+    if not isinstance(seconds, int | float) or not seconds:
+        return ""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return f"{when} ({human_duration(max(0.0, time.time() - seconds))} ago)"
+
+
+def _times(times_ms: dict[str, float]) -> list[str]:
+    return [f"{step} {human_duration(value / 1000)}" for step, value in times_ms.items()]
+
+
+def _ended(ended: dict[str, Any] | None) -> str:
+    if not ended:
+        return ""
+    detail = f": {ended['detail']}" if ended.get("detail") else ""
+    return f"{ended.get('reason')}{detail}, {_moment(ended.get('at'))}"
+
+
+def _failure(failure: dict[str, Any] | None) -> str:
+    return str(failure.get("message")) if failure else ""
