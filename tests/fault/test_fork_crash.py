@@ -1,0 +1,131 @@
+"""The daemon is killed at every checkpoint of a fork, of a promotion and of making a copy.
+
+The parent is a real guest with a known pattern in memory and on disk: it runs on, from whichever of the two
+processes had it, and lost nothing. Each copy is complete or gone; nothing is left over; forks go on working.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from innkeeper.agent.context import CHECKPOINTS
+from innkeeper.errors import InnkeeperError, NotFound
+from vms import forks, templates
+from vms.daemon import Daemon, short_directory
+from vms.forks import Guest
+
+pytestmark = pytest.mark.vm
+
+POINTS = [point for point in CHECKPOINTS if point.startswith(("fork.", "copy.", "promote."))]
+# Of a parent that does not run; the others are not reached then.
+STOPPED_POINTS = ["fork.layers", "fork.chained", "fork.done", "copy.begun", "copy.made"]
+# A parent whose disk has more layers than this is replaced by a new one: each fork adds one.
+MOST_LAYERS = 16
+
+
+@pytest.fixture(scope="module")
+def lasting(template_state: Path) -> Iterator[Daemon]:
+    state = short_directory()
+    templates.copy_state(template_state, state)
+    daemon = Daemon(state).start()
+    daemon.checked = True
+    try:
+        yield daemon
+    finally:
+        print(f"the daemon's log:\n{daemon.tail()}")  # shown when a test fails
+        daemon.close()
+
+
+class Parent(Guest):
+    """Lasts from test to test: the daemon's crashes must not harm it."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__(daemon, "parent")
+        forks.boot(daemon, "parent")
+        self.boot = self.boot_id()
+        self.marks: tuple[str, ...] = ()
+
+    def note(self, mark: str) -> None:
+        self.write(mark)
+        self.marks = (*self.marks, mark)
+
+    def check_all(self) -> None:
+        assert self.boot_id() == self.boot, "it was booted anew"
+        self.check(*self.marks)
+
+
+@pytest.fixture(scope="module")
+def parents() -> list[Parent]:
+    return []
+
+
+@pytest.fixture
+def parent(lasting: Daemon, parents: list[Parent]) -> Parent:
+    if not parents:
+        parents.append(Parent(lasting))
+    elif len(forks.chain(lasting, "parent")) > MOST_LAYERS:
+        parents.pop().remove()
+        parents.append(Parent(lasting))
+    return parents[0]
+
+
+def _crash_in_fork(daemon: Daemon, point: str, name: str) -> None:
+    daemon.kill()
+    daemon.start(crash_at=point)
+    with contextlib.suppress(InnkeeperError):
+        daemon.client.instances.handle(name).fork(count=2, name=f"{name}-{{}}", timeout_s=60)
+    assert daemon.wait_dead() == -9
+    daemon.start()
+
+
+def _settle(daemon: Daemon, name: str) -> list[Guest]:
+    """The copies that are there once all is at rest."""
+    copies = []
+    for copy in (f"{name}-1", f"{name}-2"):
+        with contextlib.suppress(NotFound):
+            daemon.client.instances.handle(copy).wait("ready", timeout_s=60)
+            copies.append(Guest(daemon, copy))
+    forks.assert_nothing_remains(daemon)
+    assert set(daemon.names()) <= {"parent", name, *(copy.name for copy in copies)}
+    return copies
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_in_the_fork_of_a_running_vm(lasting: Daemon, parent: Parent, point: str) -> None:
+    parent.note(f"before-{point}")
+    _crash_in_fork(lasting, point, "parent")
+    copies = _settle(lasting, "parent")
+    known = parent.marks
+    parent.check_all()
+    parent.note(f"after-{point}")
+    for copy in copies:
+        assert copy.sh("hostname") == copy.name
+        copy.write("own")
+        copy.check(*known, "own")
+    parent.check_all()
+    # And all goes on: the copy of now has what the parent has now.
+    lasting.client.instances.handle("parent").fork(name="again")
+    again = Guest(lasting, "again")
+    again.check(*parent.marks)
+    for copy in (*copies, again):
+        copy.remove()
+    parent.check_all()
+    forks.assert_nothing_remains(lasting)
+
+
+@pytest.mark.parametrize("point", STOPPED_POINTS)
+def test_killed_in_the_fork_of_a_stopped_vm(lasting: Daemon, point: str) -> None:
+    spec = forks.SPEC | {"networks": []}
+    lasting.client.instances.create(spec, name="still", wait="running")
+    _crash_in_fork(lasting, point, "still")
+    copies = _settle(lasting, "still")
+    assert lasting.status("still")["state"] == "stopped"
+    assert len(forks.chain(lasting, "still")) in (1, 2)
+    lasting.client.instances.handle("still").fork(name="again", wait="running")
+    for guest in (*copies, Guest(lasting, "again"), Guest(lasting, "still")):
+        guest.remove()
+    forks.assert_nothing_remains(lasting)

@@ -1,0 +1,120 @@
+"""Where packages come from, and what a build says when they do not come."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from innkeeper.drivers.run import FaultyRunner, SystemRunner
+from innkeeper.errors import CommandFailed, Failed, InnkeeperError, NoCapacity, Unsupported
+from innkeeper.images import debian
+from innkeeper.images.aptsources import Source, choose, parse_targets
+from innkeeper.images.debs import explain_apt
+from innkeeper.images.tiny import build_tiny
+
+TARGETS = """\
+Debian|http://mirror.test/debian/|bookworm|main|$(SIGNED_BY)|amd64
+Debian|http://mirror.test/debian/|bookworm-updates|main|/keys/debian.gpg|amd64
+Debian|http://mirror.test/debian-security/|bookworm-security|main|$(SIGNED_BY)|amd64
+Debian|http://mirror.test/debian/|bookworm|main|$(SIGNED_BY)|i386
+Somebody|http://third.test/|stable|main|$(SIGNED_BY)|amd64
+"""
+
+
+def failed(stderr: str) -> InnkeeperError:
+    return CommandFailed("apt-get failed: E: something", details={"stderr": stderr})
+
+
+def test_only_the_distribution_itself_is_a_source() -> None:
+    sources = parse_targets(TARGETS)
+    assert [source.release for source in sources] == ["bookworm", "bookworm-updates", "bookworm-security"]
+    assert sources[1].keyring == "/keys/debian.gpg"
+
+
+def test_the_suite_is_the_machines_own_unless_another_is_asked_for() -> None:
+    sources = parse_targets(TARGETS)
+    name, lines = choose(sources, None)
+    assert name == "bookworm"
+    assert lines[1] == "deb [signed-by=/keys/debian.gpg] http://mirror.test/debian/ bookworm-updates main"
+    name, lines = choose(sources, "trixie")
+    assert name == "trixie"
+    assert [line.split()[-2] for line in lines] == ["trixie", "trixie-updates", "trixie-security"]
+
+
+def test_a_machine_without_sources_is_told_what_to_do() -> None:
+    with pytest.raises(Unsupported, match="apt-get update"):
+        choose([], None)
+    assert choose([Source("Ubuntu", "http://m.test", "noble", "main")], None)[0] == "noble"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "kind", "hint"),
+    [
+        ("E: Unable to locate package busybox-static", Unsupported, "apt-get update"),
+        ("E: Failed to fetch http://x  404  Not Found", Failed, "apt-get update"),
+        ("Err:1 Could not resolve 'mirror.test'", Failed, "network"),
+        ("E: Write error - write (28: No space left on device)", NoCapacity, "free"),
+        ("E: You don't have enough free space in /x", NoCapacity, "free"),
+    ],
+)
+def test_failures_of_apt_say_what_to_do(stderr: str, kind: type[InnkeeperError], hint: str) -> None:
+    error = explain_apt(failed(stderr))
+    assert type(error) is kind
+    assert hint in error.hint
+    assert "\n" not in str(error)
+
+
+def test_other_failures_stay_as_they_are() -> None:
+    for error in (failed("something else"), NoCapacity("full")):
+        assert explain_apt(error) is error
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    runner = FaultyRunner(SystemRunner(), fail={"apt-cache": failed("Could not resolve 'mirror.test'")})
+    with pytest.raises(InnkeeperError):
+        asyncio.run(build_tiny(tmp_path, runner, lambda stage, fraction, detail: None))
+    assert os.listdir(tmp_path) == []
+
+
+def test_progress_follows_mmdebstrap() -> None:
+    seen: list[tuple[str, float | None, str]] = []
+    read = debian.stage_reader(lambda *step: seen.append(step))
+    for line in (
+        "I: running apt-get update...",
+        "noise",
+        "I: installing remaining packages inside the chroot...",
+        "Setting up openssh-server (1:9.2p1-2) ...",
+        "I: running apt-get update...",
+    ):
+        read(line)
+    assert [stage for stage, _, _ in seen] == ["lists", "install", "install"]
+    assert seen[-1][2] == "Setting up openssh-server"
+    fractions = [fraction for _, fraction, _ in seen if fraction is not None]
+    assert fractions == sorted(fractions)
+
+
+def test_own_files_are_complete() -> None:
+    files = {**debian.early_files(), **debian.own_files("1234-abcd")}
+    assert not any("@" in text for path, text in files.items() if path.endswith(("grub.cfg", "fstab")))
+    assert "UUID=1234-abcd" in files["etc/fstab"] and "UUID=1234-abcd" in files["boot/grub/grub.cfg"]
+    assert files["etc/initramfs-tools/hooks/zz-inn"].startswith("#!")
+
+
+def test_a_user_without_id_ranges_is_told_what_to_do(tmp_path: Path) -> None:
+    table = tmp_path / "subuid"
+    assert not debian._has_range(table, "ann", 1000)
+    table.write_text("bob:100000:65536\nann:200000:100\nbroken\n")
+    assert not debian._has_range(table, "ann", 1000)
+    table.write_text("1000:100000:65536\n")
+    assert debian._has_range(table, "ann", 1000)
+
+
+def test_a_uid_without_a_user_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_111)
+    monkeypatch.setattr(debian, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(Unsupported, match="no user with uid 4000111") as caught:
+        debian.check_host()
+    assert "inn image import" in caught.value.hint
