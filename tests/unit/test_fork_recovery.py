@@ -56,6 +56,7 @@ def test_the_process_that_has_the_state_is_the_vm(tmp_path: Path, took_over: boo
         async with world.daemon():
             view = await world.repo.view("web")
             assert (view.status.pid == 4_999_999) is took_over
+            assert view.status.state is State.RUNNING, "nobody paused it, and nobody may see it paused"
             await world.want("web")  # the next verb finds it settled
             assert world.machine().state is RunState.RUNNING, "it was resumed"
             files = world.paths.instance(uid)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from innkeeper.agent.plan import Seen, Step, next_step, obsolete, restart_delay_s
@@ -81,6 +84,28 @@ CASES = {
     "ephemeral, ended": (record(remove_when_ended=True), seen(ended=ended(2)), Step.DISCARD),
     "ephemeral, not yet started": (record(remove_when_ended=True), seen(), Step.START),
 }
+
+
+WAITED_FOR = {
+    "a fork waits": (record(), {"fork_waits": True}, {}, Step.FREEZE),
+    "a fork waits for one that is off": (
+        record(power=Power.OFF),
+        {"fork_waits": True},
+        {"epoch": None},
+        Step.FREEZE,
+    ),
+    "forked, memory to spare": (record(), {"promotable": True}, {}, Step.PROMOTE),
+    "paused and promotable": (record(), {"promotable": True}, {"paused": True}, Step.RESUME),
+    "held while its state is saved": (record(), {"held": True}, {"paused": True}, None),
+    "no longer held": (record(), {}, {"paused": True}, Step.RESUME),
+}
+
+
+@pytest.mark.parametrize(("wanted", "flags", "state", "step"), WAITED_FOR.values(), ids=WAITED_FOR)
+def test_what_others_wait_for(
+    wanted: InstanceRecord, flags: dict[str, bool], state: dict[str, Any], step: Step | None
+) -> None:
+    assert next_step(wanted, replace(seen(**{"epoch": 2, **state}), **flags)) is step
 
 
 @pytest.mark.parametrize("case", CASES)

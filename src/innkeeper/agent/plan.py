@@ -71,9 +71,8 @@ def next_step(record: InstanceRecord, seen: Seen) -> Step | None:
     if wanted.power is Power.PAUSED:
         return None if seen.paused else Step.PAUSE
     if seen.paused:
-        return Step.RESUME
+        return None if seen.held else Step.RESUME
     return Step.PROMOTE if seen.promotable else None
-    return Step.RESUME if seen.paused and not seen.held else None
 
 
 def _ended_by_itself(wanted: Wanted, seen: Seen) -> bool:

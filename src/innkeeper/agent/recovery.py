@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Mapping
@@ -62,7 +63,10 @@ def _readable(kind: type[M], kv: KeyValue) -> M | None:
 
 async def _recover_one(ctx: Context, record: InstanceRecord, pids: list[int]) -> None:
     status = ctx.statuses.get(record.uid, InstanceStatus())
-    machine = await _adopted(ctx, record, pids) if pids else None
+    cut = ctx.engine.listens(ctx.paths.next_runtime(record.uid))
+    machine = await _adopted(ctx, record, pids, cut) if pids else None
+    if machine is not None and cut and record.wanted.power is Power.ON:
+        await _run_on(machine)
     state = await _state_of(machine) if machine else None
     if machine is None or state is None:
         if status.state in _ALIVE:
@@ -91,12 +95,19 @@ async def _recover_one(ctx: Context, record: InstanceRecord, pids: list[int]) ->
     )
 
 
-async def _adopted(ctx: Context, record: InstanceRecord, pids: list[int]) -> Machine | None:
-    """The process that is the VM, its runtime directory at its place. A hand-over that was cut leaves a
+async def _run_on(machine: Machine) -> None:
+    """A hand-over that was cut left it halted. Done before anybody is served: nobody paused it."""
+    with contextlib.suppress(InnkeeperError):  # it shows as what it is
+        if await machine.run_state() is RunState.PAUSED:
+            await machine.resume()
+
+
+async def _adopted(ctx: Context, record: InstanceRecord, pids: list[int], cut: bool) -> Machine | None:
+    """The process that is the VM, its runtime directory at its place. A hand-over that was `cut` leaves a
     second one, or one whose directory has not been renamed yet."""
     files, next_files = ctx.paths.runtime(record.uid), ctx.paths.next_runtime(record.uid)
     stand_in = None
-    if ctx.engine.listens(next_files):
+    if cut:
         if len(pids) > 1:
             stand_in = pids[1], next_files
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -86,8 +85,8 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model in an annotation such as ``tuple[Disk, ...]`` or ``Cpu | None``."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
+    if not typing.get_args(annotation):
+        return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     for argument in typing.get_args(annotation):
         if (found := _model_in(argument)) is not None:
             return found
