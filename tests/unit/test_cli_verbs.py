@@ -232,10 +232,24 @@ def test_console_through_pipes(inn: Inn, server: ApiServer) -> None:
 
 
 def test_host_and_doctor(inn: Inn, server: ApiServer) -> None:
-    facts = {"cpus": 2, "memory_bytes": 8 << 30, "machine_types": ["q35", "pc"], "extra": {}}
+    pools = [{"page_bytes": 2 << 20, "total": 8, "free": 5, "reserved": 1}]
+    nodes = [
+        {"id": 0, "cpus": [0, 1, 2, 5], "memory_bytes": 4 << 30, "hugepages": pools, "distances": [10, 21]},
+        {"id": 1, "cpus": [], "memory_bytes": 2 << 30, "distances": [21, 10]},
+    ]
+    facts = {
+        "cpus": 2,
+        "memory_bytes": 8 << 30,
+        "machine_types": ["q35", "pc"],
+        "numa": nodes,
+        "extra": {},
+    }
     server.answer("GET", "/v1/host", {"name": "here", "facts": facts})
     out = inn("host", "show").out
     assert "8.0 GiB" in out and "q35, pc" in out
+    first, second = out.splitlines()[-2:]
+    assert first.split() == ["0", "0-2,5", "4.0", "GiB", "0", "B", "0", "B", "8", "x", "2MiB", "(4)", "10", "21"]
+    assert second.split() == ["1", "-", "2.0", "GiB", "0", "B", "0", "B", "-", "21", "10"]
     assert inn("host", "show", "--json").json["facts"]["cpus"] == 2
     finding = {"name": "kvm", "verdict": "warn", "detail": "emulated", "repair": "enable it", "fixable": True}
     server.answer("GET", "/v1/doctor", {"findings": [finding]})

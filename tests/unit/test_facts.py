@@ -19,6 +19,7 @@ from innkeeper.agent.facts import (
     gather,
     parse_machine_help,
 )
+from innkeeper.daemon.host import LocalHost
 from innkeeper.drivers.run import FaultyRunner, SystemRunner
 from innkeeper.engine.kvm import KvmVerdict, boot_id, remember
 from innkeeper.paths import Paths
@@ -154,10 +155,75 @@ def test_a_cgroup_that_is_not_ours_is_not_writable(tmp_path: Path) -> None:
 
 
 def test_two_numa_nodes(tmp_path: Path) -> None:
-    nodes = look(host(tmp_path, COMMON, node(1, "2-3", 2048), node(0, "0-1,8", 4096))).numa
+    online = {"sys/devices/system/cpu/online": "0-8\n"}
+    nodes = look(host(tmp_path, COMMON, online, node(1, "2-3", 2048), node(0, "0-1,8", 4096))).numa
     assert [(one.id, one.cpus) for one in nodes] == [(0, (0, 1, 8)), (1, (2, 3))]
     assert [(one.memory_bytes, one.free_bytes) for one in nodes] == [(4 * MiB, 2 * MiB), (2 * MiB, MiB)]
     assert [one.hugepages[0].total for one in nodes] == [4, 5]
+
+
+def slit(count: int, far: int = 20) -> dict[str, str]:
+    """Distances of `count` nodes in a ring: each hop costs 10."""
+
+    def hops(a: int, b: int) -> int:
+        return min(abs(a - b), count - abs(a - b))
+
+    return {
+        f"sys/devices/system/node/node{one}/distance": " ".join(
+            str(10 if one == other else far + 10 * (hops(one, other) - 1)) for other in range(count)
+        )
+        + "\n"
+        for one in range(count)
+    }
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_several_nodes_with_their_distances(tmp_path: Path, count: int) -> None:
+    host(tmp_path, COMMON, *(node(one, f"{2 * one}-{2 * one + 1}", 1 << 20) for one in range(count)))
+    host(tmp_path, {"sys/devices/system/cpu/online": f"0-{2 * count - 1}\n"}, slit(count))
+    nodes = sysfs.numa_nodes(tmp_path)
+    assert [one.id for one in nodes] == list(range(count))
+    assert all(one.cpus == (2 * one.id, 2 * one.id + 1) for one in nodes)
+    assert all(one.distances[one.id] == 10 for one in nodes)
+    assert all(nodes[a].distances[b] == nodes[b].distances[a] for a in range(count) for b in range(count))
+    assert nodes[0].distances[count // 2] == 10 + 10 * (count // 2)
+
+
+def test_a_node_with_memory_only_and_one_with_cpus_only(tmp_path: Path) -> None:
+    bare = {"sys/devices/system/node/node2/cpulist": "1\n"}
+    host(tmp_path, COMMON, node(0, "0", 4096), node(1, "", 8192), bare)
+    nodes = sysfs.numa_nodes(tmp_path)
+    assert [(one.cpus, one.memory_bytes) for one in nodes] == [((0,), 4 * MiB), ((), 8 * MiB), ((1,), 0)]
+
+
+def test_cpus_that_are_offline_are_left_out(tmp_path: Path) -> None:
+    host(tmp_path, COMMON, node(0, "0-3", 4096), node(1, "4-7", 4096))
+    host(tmp_path, {"sys/devices/system/cpu/online": "0,2,6-7\n"})
+    assert [one.cpus for one in sysfs.numa_nodes(tmp_path)] == [(0, 2), (6, 7)]
+
+
+def test_what_is_available_on_a_node_counts_its_page_cache(tmp_path: Path) -> None:
+    text = (
+        "Node 0 MemTotal: 4096 kB\nNode 0 MemFree: 1024 kB\nNode 0 Active(file): 512 kB\n"
+        "Node 0 Inactive(file): 256 kB\nNode 0 SReclaimable: 128 kB\nNode 0 Active(anon): 999 kB\n"
+    )
+    host(tmp_path, COMMON, node(0, "0", 4096), node(1, "1", 4096))
+    host(tmp_path, {"sys/devices/system/node/node0/meminfo": text})
+    assert sysfs.numa_nodes(tmp_path)[0].available_bytes == 1920 * KiB
+
+
+def test_nodes_are_in_the_record_as_they_are_now(tmp_path: Path) -> None:
+    host(tmp_path, COMMON, node(0, "0", 4096), node(1, "1", 4096), slit(2, far=21))
+    found = LocalHost(tmp_path, root=tmp_path)
+    first, second = found.numa()
+    assert (first.cpus, first.distances, second.distances) == ((0,), (10, 21), (21, 10))
+    assert (first.hugepages[0].page_bytes, first.hugepages[0].total, first.hugepages[0].free) == (
+        2 * MiB,
+        4,
+        1,
+    )
+    host(tmp_path, {"sys/devices/system/node/node0/hugepages/hugepages-2048kB/free_hugepages": "3\n"})
+    assert found.numa()[0].hugepages[0].free == 3
 
 
 def test_without_numa_the_host_is_node_0(tmp_path: Path) -> None:

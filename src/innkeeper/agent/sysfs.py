@@ -17,25 +17,37 @@ from typing import Final, Literal
 
 HOST_ROOT: Final = Path("/")
 
+# A node's file has no MemAvailable; the kernel reckons it from these, less its own reserve
+# (mm/show_mem.c, si_mem_available).
+_RECLAIMABLE: Final = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+
 CgroupVersion = Literal["v1", "v2", "hybrid", "none"]
 
 
 @dataclass(frozen=True)
 class HugePagePool:
-    """A pool of huge pages of one size; counts are pages."""
+    """A pool of huge pages of one size; counts are pages. `reserved` ones are free yet, and promised to
+    mappings that have not touched them; sysfs tells that of the whole host only."""
 
     page_bytes: int
     total: int
     free: int
+    reserved: int = 0
 
 
 @dataclass(frozen=True)
 class NumaNode:
+    """`cpus` are those that are online; none of a node that is memory only. `distances` are to every
+    node of the host, in the order of their ids (ACPI SLIT: 10 is the node itself); empty: not known.
+    `available_bytes` is an estimate of what can be taken without swapping."""
+
     id: int
     cpus: tuple[int, ...]
     memory_bytes: int
     free_bytes: int
+    available_bytes: int = 0
     hugepages: tuple[HugePagePool, ...] = ()
+    distances: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,8 +132,8 @@ def hugepage_pools(folder: Path) -> tuple[HugePagePool, ...]:
     for entry in _listed(folder, "hugepages-*kB"):
         size = re.search(r"hugepages-(\d+)kB", entry.name)
         if size:
-            total, free = number(entry / "nr_hugepages"), number(entry / "free_hugepages")
-            pools.append(HugePagePool(int(size.group(1)) * 1024, total, free))
+            counts = [number(entry / f"{what}_hugepages") for what in ("nr", "free", "resv")]
+            pools.append(HugePagePool(int(size.group(1)) * 1024, *counts))
     return tuple(sorted(pools, key=lambda pool: pool.page_bytes))
 
 
@@ -135,29 +147,42 @@ def _listed(folder: Path, pattern: str) -> Iterable[Path]:
 def numa_nodes(root: Path = HOST_ROOT) -> tuple[NumaNode, ...]:
     """The nodes with CPUs or memory. A kernel without NUMA has no such folder: the whole host is
     then node 0, so that nobody needs a special case."""
+    online = set(online_cpus(root))
     nodes = []
     for entry in _listed(root / "sys/devices/system/node", "node[0-9]*"):
         memory = meminfo(entry, "meminfo")
+        cpus = parse_cpu_list(read_text(entry / "cpulist"))
+        distances = read_text(entry / "distance").split()
         nodes.append(
             NumaNode(
                 id=int(entry.name.removeprefix("node")),
-                cpus=parse_cpu_list(read_text(entry / "cpulist")),
+                cpus=tuple(cpu for cpu in cpus if cpu in online or not online),
                 memory_bytes=memory.get("MemTotal", 0),
                 free_bytes=memory.get("MemFree", 0),
+                available_bytes=sum(memory.get(what, 0) for what in _RECLAIMABLE),
                 hugepages=hugepage_pools(entry / "hugepages"),
+                distances=tuple(int(word) for word in distances if word.isdigit()),
             )
         )
     memory = meminfo(root)
+    total, free, available = (memory.get(what, 0) for what in ("MemTotal", "MemFree", "MemAvailable"))
+    pools = hugepage_pools(root / "sys/kernel/mm/hugepages")
     if len(nodes) == 1 and memory:
         # The only node has all the memory; kernels with hotplugged memory have been seen to give
         # a fifth of it in the node's own file.
+        (node,) = nodes
         return (
-            replace(nodes[0], memory_bytes=memory.get("MemTotal", 0), free_bytes=memory.get("MemFree", 0)),
+            replace(
+                node,
+                memory_bytes=total,
+                free_bytes=free,
+                available_bytes=available,
+                hugepages=pools or node.hugepages,
+            ),
         )
     if nodes:
         return tuple(sorted(nodes, key=lambda node: node.id))
-    pools = hugepage_pools(root / "sys/kernel/mm/hugepages")
-    return (NumaNode(0, online_cpus(root), memory.get("MemTotal", 0), memory.get("MemFree", 0), pools),)
+    return (NumaNode(0, online_cpus(root), total, free, available, pools),)
 
 
 def cgroups(

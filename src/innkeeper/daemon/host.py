@@ -16,7 +16,7 @@ from innkeeper.agent import sysfs
 from innkeeper.agent.context import QemuView
 from innkeeper.clock import Clock
 from innkeeper.errors import InnkeeperError, Unsupported
-from innkeeper.spec.host import HostFacts, HostRecord
+from innkeeper.spec.host import HostFacts, HostNode, HostRecord, HugePages
 from innkeeper.store.repo import Repo
 
 log = logging.getLogger("innkeeper.host")
@@ -56,6 +56,10 @@ class LocalHost:
     def memory_available_bytes(self) -> int:
         return sysfs.meminfo(self._root).get("MemAvailable", 0)
 
+    def numa(self) -> tuple[HostNode, ...]:
+        """The NUMA nodes with what is free on them now."""
+        return tuple(_node(one) for one in sysfs.numa_nodes(self._root))
+
     def record(self, now: float) -> HostRecord:
         """What placement decides by, with memory and space as they are now."""
         facts = self._known()
@@ -71,6 +75,7 @@ class LocalHost:
                 cpu_model=facts.cpu_model,
                 memory_bytes=facts.memory_bytes,
                 memory_available_bytes=self.memory_available_bytes(),
+                numa=self.numa(),
                 disk_free_bytes=shutil.disk_usage(self._state).free,
                 qemu=binary.path if binary else "",
                 qemu_version=binary.version if binary else "",
@@ -92,6 +97,22 @@ class LocalHost:
         if self.facts is None:
             raise Unsupported("The host has not been examined yet", hint="try again in a second")
         return self.facts
+
+
+def _node(node: sysfs.NumaNode) -> HostNode:
+    pools = tuple(
+        HugePages(page_bytes=pool.page_bytes, total=pool.total, free=pool.free, reserved=pool.reserved)
+        for pool in node.hugepages
+    )
+    return HostNode(
+        id=node.id,
+        cpus=node.cpus,
+        memory_bytes=node.memory_bytes,
+        free_bytes=node.free_bytes,
+        available_bytes=node.available_bytes,
+        hugepages=pools,
+        distances=node.distances,
+    )
 
 
 async def keep_record(host: LocalHost, repo: Repo, clock: Clock, lease: int, freed: asyncio.Event) -> None:

@@ -11,6 +11,33 @@ from innkeeper.spec.base import Model
 KvmVerdict = Literal["hardware", "emulated", "broken", "missing"]
 
 
+class HugePages(Model):
+    """A pool of huge pages of one size."""
+
+    page_bytes: int
+    total: int = Field(description="Pages reserved.")
+    free: int = Field(description="Pages nobody has taken, at `observed_at`.")
+    reserved: int = Field(
+        default=0, description="Free ones that are promised already; of a host with several nodes not known."
+    )
+
+
+class HostNode(Model):
+    """A NUMA node. A host without NUMA is one node, 0."""
+
+    id: int
+    cpus: tuple[int, ...] = Field(default=(), description="Online CPUs; none: a node with memory only.")
+    memory_bytes: int = 0
+    free_bytes: int = 0
+    available_bytes: int = Field(
+        default=0, description="What can be taken without swapping, at `observed_at`; no huge pages."
+    )
+    hugepages: tuple[HugePages, ...] = ()
+    distances: tuple[int, ...] = Field(
+        default=(), description="To every node, in the order of their ids; 10 is itself, 20 twice as far."
+    )
+
+
 class HostFacts(Model):
     """What placement decides by, and what `inn host show` prints. `extra` is for people only."""
 
@@ -20,6 +47,7 @@ class HostFacts(Model):
     cpu_model: str = ""
     memory_bytes: int = Field(description="Memory of the host, or of the cgroup the daemon is held to.")
     memory_available_bytes: int = Field(description="What can be taken without swapping, at `observed_at`.")
+    numa: tuple[HostNode, ...] = Field(default=(), description="NUMA nodes, by id.")
     disk_free_bytes: int | None = Field(
         default=None, description="Free where the instances' disks lie, at `observed_at`; null: not known."
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import click
 
 from innkeeper.cli.app import App
 from innkeeper.cli.command import CONTEXT, LazyGroup, Table, verb
-from innkeeper.cli.output import print_json, print_pairs
-from innkeeper.units import human_size
+from innkeeper.cli.output import print_json, print_pairs, print_table
+from innkeeper.units import format_size, human_size
 
 
 class HostGroup(LazyGroup):
@@ -36,14 +37,47 @@ inn host show --json | jq .facts.kvm
 def show(app: App) -> None:
     """Show CPUs, memory, accelerator and QEMU of this host.
 
-    What the daemon found when it started. inn doctor tests it, and says what to do.
+    What the daemon found when it started, and its NUMA nodes with what is free on them now. inn doctor
+    tests it, and says what to do.
     """
     record = app.client.host.show()
     if app.json:
         print_json(record)
         return
     facts = record.get("facts", record)
-    print_pairs([("name", record.get("name")), *(_pair(name, value) for name, value in facts.items())])
+    plain = [_pair(name, value) for name, value in facts.items() if name != "numa"]
+    print_pairs([("name", record.get("name")), *plain])
+    if facts.get("numa"):
+        print()
+        print_table(
+            ("NODE", "CPUS", "MEMORY", "FREE", "AVAILABLE", "HUGE PAGES (FREE)", "DISTANCES"),
+            [_node(node) for node in facts["numa"]],
+        )
+
+
+def _node(node: dict[str, Any]) -> tuple[object, ...]:
+    pools = [
+        f"{pool['total']} x {format_size(pool['page_bytes'])} ({pool['free'] - pool.get('reserved', 0)})"
+        for pool in node.get("hugepages", ())
+    ]
+    return (
+        node["id"],
+        cpu_list(node.get("cpus", ())),
+        *(human_size(node.get(what, 0)) for what in ("memory_bytes", "free_bytes", "available_bytes")),
+        ", ".join(pools),
+        " ".join(str(one) for one in node.get("distances", ())),
+    )
+
+
+def cpu_list(cpus: Sequence[int]) -> str:
+    """`0-3,8` from 0, 1, 2, 3, 8."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1].append(cpu)
+        else:
+            parts.append([cpu])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _pair(name: str, value: Any) -> tuple[str, Any]:
