@@ -248,7 +248,7 @@ def test_host_and_doctor(inn: Inn, server: ApiServer) -> None:
     out = inn("host", "show").out
     assert "8.0 GiB" in out and "q35, pc" in out
     first, second = out.splitlines()[-2:]
-    assert first.split()[:4] == ["0", "0-2,5", "4.0", "GiB"] and first.endswith("8 x 2MiB (4)      10 21")
+    assert first.split()[:4] == ["0", "0-2,5", "4.0", "GiB"] and first.endswith("8 x 2MiB (4)       10 21")
     assert second.split() == ["1", "-", "2.0", "GiB", "0", "B", "0", "B", "-", "21", "10"]
     assert inn("host", "show", "--json").json["facts"]["cpus"] == 2
     finding = {"name": "kvm", "verdict": "warn", "detail": "emulated", "repair": "enable it", "fixable": True}
