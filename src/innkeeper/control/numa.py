@@ -222,9 +222,7 @@ def _refusal(demand: Demand, rooms: Sequence[_Room], ledger: _Ledger) -> NoCapac
     missing = demand.memory_bytes - left
     if page:
         pages = -(-missing // page)
-        hint = (
-            f"{pages} pages are missing: inn host set hugepages.{format_size(page)}=N, or give it less memory"
-        )
+        hint = f"{pages} pages are missing: reserve them, or give it less memory"
     else:
         hint = "stop other instances (inn list), or give it less memory"
     kind = "dedicated " if demand.dedicated and not page else ""
