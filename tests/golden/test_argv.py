@@ -48,6 +48,8 @@ PLANS: dict[str, LaunchPlan] = {
         TINY, nics=(NicPlan("e1000", mac_address(UID, 0), "slirp", (("tcp", "127.0.0.1", 2222, 22),)),)
     ),
     "disk-overlay": DISK,
+    "vcpus": replace(TINY, cpus=3, cpus_max=8),
+    "topology": replace(TINY, cpus=2, cpus_max=8, topology=(2, 2, 2)),
     "uefi": replace(DISK, firmware=FirmwarePlan(Path("/ovmf/code.fd"), STATE / "vars.fd")),
     "legacy-pc": replace(
         DISK,

@@ -27,6 +27,7 @@ CHECKPOINTS: Final = (
     "stop.begun", "stop.asked", "stop.ended",
     "kill.begun", "kill.ended",
     "pause.done", "resume.done",
+    "change.begun", "change.plugged", "change.unplugged", "change.fitted", "change.done",
     "promote.waiting", "promote.moved", "promote.done",
     "fork.begun", "fork.layers", "fork.waiting", "fork.frozen", "fork.chained", "fork.restored",
     "fork.taken_over", "fork.renamed", "fork.done", "copy.begun", "copy.made", "copy.started",

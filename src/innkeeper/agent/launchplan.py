@@ -11,6 +11,7 @@ from innkeeper.engine.qemu.argv import mac_address
 from innkeeper.images.imagedir import ImageManifest, kernel_name
 from innkeeper.paths import InstanceFiles
 from innkeeper.spec.accelerator import choose_accelerator
+from innkeeper.spec.cpu import has_hotplug
 from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, Power
 
 SEED_DISK = "seed"
@@ -41,6 +42,7 @@ def build_launch_plan(
     cpu_model = spec.cpu.model
     if cpu_model == "auto":
         cpu_model = "host" if accelerator == "kvm" else TCG_CPU
+    machine = pinned_machine(spec.machine.type, qemu)
     kernel = _kernel(record, image, image_directory, accelerator)
     positions = _boot_positions(spec, chains, direct=kernel is not None)
     return LaunchPlan(
@@ -48,10 +50,12 @@ def build_launch_plan(
         name=record.name,
         epoch=record.wanted.epoch,
         binary=qemu.binary,
-        machine=pinned_machine(spec.machine.type, qemu),
+        machine=machine,
         accelerator=accelerator,
         cpu_model=cpu_model,
         cpus=spec.cpu.count,
+        cpus_max=spec.cpu.reserved(hotplug=has_hotplug(machine)),
+        topology=spec.cpu.topology,
         memory_bytes=spec.memory.size,
         disks=tuple(
             _disk(disk, chains[disk.name], positions.get(disk.name)) for disk in all_disks(spec, chains)

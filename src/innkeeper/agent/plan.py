@@ -25,6 +25,7 @@ class Step(enum.Enum):
     RESUME = "resume"
     STOP = "stop"  # ask the guest, up to the deadline
     KILL = "kill"
+    CHANGE = "change"  # make what runs as its spec says now
     FREEZE = "freeze"  # take the moment that forks or a snapshot of it wait for
     PROMOTE = "promote"  # give a VM that was forked RAM of its own again, ahead of its next fork
     REVERT = "revert"  # go back to a snapshot
@@ -72,6 +73,8 @@ def next_step(record: InstanceRecord, seen: Seen) -> Step | None:
         return None if seen.paused else Step.PAUSE
     if seen.paused:
         return None if seen.held else Step.RESUME
+    if wanted.change != seen.status.changed:
+        return Step.CHANGE
     return Step.PROMOTE if seen.promotable else None
 
 
@@ -120,6 +123,8 @@ def obsolete(step: Step, begun: Wanted, wanted: Wanted) -> bool:
         return True
     if step is Step.STOP:
         return wanted.stop is StopMode.KILL or (wanted.power is not Power.OFF and wanted.epoch == epoch)
+    if step is Step.CHANGE:
+        return wanted.power is Power.OFF or wanted.epoch != epoch or wanted.change != begun.change
     if step is Step.PROMOTE:
         # Cut in the middle, neither process is sure to have all of the VM: only for one that is to be killed.
         ends = wanted.power is Power.OFF or wanted.epoch != epoch

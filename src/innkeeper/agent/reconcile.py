@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.ops import power
+from innkeeper.agent.ops.change import change
 from innkeeper.agent.ops.create import create
 from innkeeper.agent.ops.fork import freeze, promotable, promote
 from innkeeper.agent.ops.remove import discard, forget
@@ -38,13 +39,14 @@ _OPERATIONS: Final[dict[Step, Operation]] = {
     Step.RESUME: power.resume,
     Step.STOP: power.stop,
     Step.KILL: power.kill,
+    Step.CHANGE: change,
     Step.FREEZE: freeze,
     Step.PROMOTE: promote,
     Step.REVERT: revert,
     Step.DISCARD: discard,
     Step.FORGET: forget,
 }
-_OF_RUNNING: Final = frozenset({Step.PAUSE, Step.RESUME, Step.STOP, Step.KILL})
+_OF_RUNNING: Final = frozenset({Step.PAUSE, Step.RESUME, Step.STOP, Step.KILL, Step.CHANGE})
 
 
 class Reconciler:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from typing import TypeVar
 
-from innkeeper.agent import chains, layers
+from innkeeper.agent import chains, devices, layers
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import expects_agent, image_of
 from innkeeper.agent.snapshots import sweep_snapshots
@@ -93,6 +93,9 @@ async def _recover_one(ctx: Context, record: InstanceRecord, pids: list[int]) ->
         qemu=machine.version or status.qemu,
         ready=status.ready or not _waits_for_agent(ctx, record),
     )
+    if state is not State.HUNG:
+        with contextlib.suppress(InnkeeperError):  # asked again when it is to be changed or forked
+            await devices.note(ctx, record, ctx.running[record.uid])
 
 
 async def _run_on(machine: Machine) -> None:
@@ -197,6 +200,8 @@ async def _note_unseen_end(ctx: Context, record: InstanceRecord, status: Instanc
         durable=True,
         state=State.STOPPED,
         pid=0,
+        cpus=0,
+        cpus_max=0,
         ready=False,
         agent=False,
         addresses=(),

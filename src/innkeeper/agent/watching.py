@@ -12,6 +12,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
+from innkeeper.agent import devices
 from innkeeper.agent.context import Context, Running
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import EventKind, Exit, RunState
@@ -90,6 +91,8 @@ class Watcher:
                     what = "the host's disk is full" if event.detail == "no space" else event.detail
                     note = f"paused by a disk error: {what}; free space, then: inn resume {self._record.name}"
                     await self._ctx.publish(self._record, state=State.PAUSED, note=note)
+                case EventKind.DEVICES:
+                    await self._note_devices()
                 case EventKind.STATE:
                     await self.check()
                 case EventKind.ENDED:
@@ -117,6 +120,11 @@ class Watcher:
         if state is RunState.RUNNING or status.state is State.HUNG:
             note = ""
         await self._ctx.publish(self._record, state=_STATES[state], note=note)
+
+    async def _note_devices(self) -> None:
+        if not self._not_to_be_asked():
+            with contextlib.suppress(InnkeeperError):
+                await devices.note(self._ctx, self._record, self._running)
 
     def _not_to_be_asked(self) -> bool:
         return self._running.gone.is_set() or not self._running.at_rest.is_set()
@@ -209,6 +217,8 @@ class Watcher:
             durable=True,
             state=State.STOPPED,
             pid=0,
+            cpus=0,
+            cpus_max=0,
             ready=False,
             agent=False,
             addresses=(),

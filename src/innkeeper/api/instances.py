@@ -6,6 +6,7 @@ import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from innkeeper.api import schema
@@ -14,6 +15,7 @@ from innkeeper.api.context import Ctx, answer, told_with_serial
 from innkeeper.api.holds import check_open, end_hold
 from innkeeper.api.render import full
 from innkeeper.api.respond import disconnected, first_of, json_bytes, json_of
+from innkeeper.api.validation import as_bad_request
 from innkeeper.api.verbs.apply import apply
 from innkeeper.api.verbs.clone import CloneOptions, clone
 from innkeeper.api.verbs.create import CreateOptions, create
@@ -101,13 +103,18 @@ async def apply_instance(ctx: Ctx, name: str, body: ApplyBody, dry_run: bool = F
             "created": done.created,
             "changed": list(done.changed),
             "needs_restart": list(done.needs_restart),
+            "needs_resume": list(done.needs_resume),
+            "reasons": done.reasons,
         }
     )
 
 
 @router.patch(ONE, summary="Change what may change without a restart", responses=INSTANCE)
 async def set_instance(ctx: Ctx, name: str, body: InstanceUpdate) -> Response:
-    return await answer(ctx, await set_(ctx.deps.repo, name, body))
+    try:
+        return await answer(ctx, await set_(ctx.deps.repo, name, body))
+    except ValidationError as error:  # of the whole that the change would make
+        raise as_bad_request([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
 
 
 @router.delete(ONE, summary="Remove an instance", responses=schema.answers(schema.Removed))

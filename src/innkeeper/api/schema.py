@@ -67,6 +67,8 @@ class ApplyResult(BaseModel):
     created: bool
     changed: list[str]
     needs_restart: list[str]
+    needs_resume: list[str]
+    reasons: dict[str, str]
 
 
 class ForkResult(BaseModel):

@@ -74,12 +74,14 @@ class LaunchPlan:
     machine: str  # versioned, e.g. pc-q35-7.2
     accelerator: Literal["kvm", "tcg"]
     cpu_model: str
-    cpus: int
+    cpus: int  # present, or of one that runs: when last looked at (agent/devices.py)
     memory_bytes: int
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
     kernel: KernelPlan | None = None
     firmware: FirmwarePlan | None = None
+    cpus_max: int = 0  # with those that may be plugged in; 0: none may
+    topology: tuple[int, int, int] | None = None  # sockets, cores, threads; their product is cpus_max
     vga: Literal["none", "std", "virtio"] = "std"
     vnc: str = ""  # "", "socket" or ADDRESS:PORT
     paused: bool = False
@@ -118,6 +120,7 @@ class EventKind(enum.Enum):
     SHUTDOWN = "shutdown"  # QEMU is about to exit; detail = who asked (QAPI ShutdownCause)
     STATE = "state"  # vCPUs stopped or resumed
     IO_ERROR = "io-error"
+    DEVICES = "devices"  # the guest gave up a device, perhaps long after it was asked to
     ENDED = "ended"  # the process is gone; always the last one
 
 
@@ -133,6 +136,14 @@ class Exit:
 
     status: int | None
     shutdown_cause: str = ""
+
+
+@dataclass(frozen=True)
+class VcpuSlot:
+    """A place for a vCPU, by its number in the guest."""
+
+    index: int
+    present: bool
 
 
 class Machine(Protocol):
@@ -164,6 +175,15 @@ class Machine(Protocol):
 
     async def kill(self) -> None:
         """End the process; returns when it is gone."""
+
+    async def vcpus(self) -> list[VcpuSlot]:
+        """Every place, by number; places that can only be filled at the start are all filled."""
+
+    async def plug_vcpu(self, index: int) -> None:
+        """Fill an empty place. The guest notices, and brings the vCPU online or not."""
+
+    async def unplug_vcpu(self, index: int) -> None:
+        """Ask the guest to give up a vCPU; `vcpus` tells when it has. May be asked again."""
 
     @property
     def ram_private(self) -> bool:

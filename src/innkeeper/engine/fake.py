@@ -6,6 +6,7 @@ contract suite in tests/contract/engine, which the real engine passes as well.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,16 @@ from pathlib import Path
 
 from innkeeper.drivers.run import Owner
 from innkeeper.engine import plan_file
-from innkeeper.engine.base import EventKind, Exit, LaunchPlan, Machine, MachineEvent, Moment, RunState
+from innkeeper.engine.base import (
+    EventKind,
+    Exit,
+    LaunchPlan,
+    Machine,
+    MachineEvent,
+    Moment,
+    RunState,
+    VcpuSlot,
+)
 from innkeeper.errors import EngineError
 from innkeeper.paths import RuntimeFiles
 
@@ -28,6 +38,7 @@ class FakeMachine:
     memory: bytes = b""  # what it remembers; kept by snapshots and forks
     hang: bool = False  # answers nothing; only kill works
     ignores_power_button: bool = False
+    keeps_vcpus: bool = False  # the guest gives none up
     version: str = "0.0-fake"
     started_at: float = 0.0
     times_ms: Mapping[str, float] = field(default_factory=dict)
@@ -36,6 +47,7 @@ class FakeMachine:
     def __post_init__(self) -> None:
         self._queue: asyncio.Queue[MachineEvent | None] = asyncio.Queue()
         self._gone = asyncio.Event()
+        self.present = set(range(self.plan.cpus))
 
     @property
     def epoch(self) -> int:
@@ -95,6 +107,26 @@ class FakeMachine:
         self.engine.calls.append(f"kill {self.plan.name}")
         self.die(-9)
 
+    async def vcpus(self) -> list[VcpuSlot]:
+        await self._answer("vcpus")
+        return [
+            VcpuSlot(index, index in self.present) for index in range(self.plan.cpus_max or self.plan.cpus)
+        ]
+
+    async def plug_vcpu(self, index: int) -> None:
+        await self._answer("plug_vcpu")
+        if index in self.present or index >= self.plan.cpus_max:
+            raise EngineError(f"There is no empty place for vCPU {index}")
+        self.present.add(index)
+
+    async def unplug_vcpu(self, index: int) -> None:
+        await self._answer("unplug_vcpu")
+        if index == 0 or index not in self.present:
+            raise EngineError(f"vCPU {index} cannot be unplugged")
+        if not self.keeps_vcpus:
+            self.present.discard(index)
+            self.emit(EventKind.DEVICES)
+
     @property
     def ram_private(self) -> bool:
         return self.plan.ram_private
@@ -112,7 +144,7 @@ class FakeMachine:
 
     async def freeze(self, state: Path) -> None:
         await self._answer("freeze")
-        state.write_text(self.plan.uid)
+        state.write_text(json.dumps({"uid": self.plan.uid, "vcpus": sorted(self.present)}))
         self.state = RunState.PAUSED
 
     async def thaw(self, *, paused: bool) -> None:
@@ -122,6 +154,9 @@ class FakeMachine:
     async def restore(self, moment: Moment, *, paused: bool) -> None:
         await self._answer("restore")
         assert self.plan.incoming and moment.state.exists(), "restored without a moment"
+        if os.stat(moment.state).st_size:
+            present = set(json.loads(moment.state.read_text())["vcpus"])
+            assert present == self.present, "restored into a VM with other devices"
         self.state = RunState.PAUSED if paused else RunState.RUNNING
         self.memory = os.pread(moment.ram, 4096, 0).rstrip(b"\0")
         if self.engine.opens_agent:
@@ -130,6 +165,7 @@ class FakeMachine:
     async def receive(self, old: Machine) -> None:
         assert isinstance(old, FakeMachine) and not self.plan.ram_private
         await self._answer("receive")
+        assert old.present == self.present, "received into a VM with other devices"
         self.state = old.state = RunState.PAUSED
         self.memory = old.memory
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from innkeeper.spec.base import Model, Name, Size, worded
+from innkeeper.spec.cpu import Cpu, CpuUpdate
 from innkeeper.units import GiB, KiB, MiB
 
 MAX_DISKS: Final = 24
@@ -19,15 +20,6 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 DiskBus = Literal["virtio", "scsi", "sata", "ide"]
 NicModel = Literal["virtio", "e1000", "e1000e", "rtl8139"]
 BootDevice = Literal["disk", "cdrom", "network"]
-
-
-class Cpu(Model):
-    count: int = Field(default=1, ge=1, le=255, description="Number of vCPUs.")
-    model: str = Field(
-        default="auto",
-        pattern=worded(r"^[A-Za-z0-9._-]+$", "use letters, digits, dots, dashes and underscores"),
-        description="CPU model: `auto` is `host` under KVM and `max` under TCG; else a name QEMU knows.",
-    )
 
 
 class Memory(Model):
@@ -184,8 +176,9 @@ class InstanceSpec(Model):
 
 
 class InstanceUpdate(Model):
-    """What `inn set` may change without stopping the instance."""
+    """What `inn set` may change without stopping the instance; what it takes is in spec/livechange.py."""
 
+    cpu: CpuUpdate | None = None
     restart_policy: Literal["never", "on-failure", "always"] | None = None
     labels: dict[str, str] | None = None
 
@@ -228,6 +221,9 @@ class Wanted(Model):
     hold: str = Field(default="", description="Removed when the client that made it with this is gone.")
     revert: Revert | None = None
     saved: bool = Field(default=False, description="Off because its state was saved to disk.")
+    change: int = Field(
+        default=0, description="The last generation that changed the spec of what ran, to be taken up live."
+    )
 
 
 # What a fork is reckoned to write of its RAM: a quarter. An idle one writes some 10 MiB (bench/fork);
@@ -323,6 +319,9 @@ class InstanceStatus(Model):
     machine: str = Field(default="", description="Versioned machine type in use.")
     qemu: str = Field(default="", description="QEMU version in use.")
     pid: int = 0
+    cpus: int = Field(default=0, description="vCPUs it has now; 0: it does not run.")
+    cpus_max: int = Field(default=0, description="vCPUs it may get without a restart.")
+    changed: int = Field(default=0, description="The last `wanted.change` that was carried out, or failed.")
     started_at: float = 0.0
     ready: bool = False
     agent: bool = False

@@ -10,7 +10,7 @@ import pytest
 from engine_harness import QemuBench
 
 from helpers import run
-from innkeeper.engine.qemu import commands, machine
+from innkeeper.engine.qemu import commands, machine, vcpus
 from innkeeper.engine.qemu.qmp import Monitor
 from vms.daemon import short_directory
 
@@ -59,6 +59,7 @@ def test_the_event_has_what_we_read(schema: dict[str, dict[str, Any]], event: st
 
 def test_every_command_we_send_is_in_the_list() -> None:
     sent = _first_arguments(commands, "execute") | _first_arguments(machine, "execute")
+    sent |= _first_arguments(vcpus, "execute")
     assert sent <= set(commands.SCHEMA)
     assert "query-status" in sent and "stop" in sent
 

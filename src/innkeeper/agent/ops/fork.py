@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 
-from innkeeper.agent import chains, forkable
+from innkeeper.agent import chains, devices, forkable
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import plan_of
 from innkeeper.agent.moments import Taken
@@ -123,6 +123,7 @@ async def _forkable_plan(ctx: Context, record: InstanceRecord, running: Running)
     assert running.plan is not None
     was = await running.machine.run_state()
     refuse(forkable.of_state(record, was))
+    devices.keep_plan(ctx, running, await devices.as_it_is(running.machine, running.plan))
     plan = replace(running.plan, kernel=None, incoming=True, paused=was is RunState.PAUSED)
     if running.machine.ram_private:
         plan = await _promote(ctx, record, running, plan)
@@ -142,7 +143,8 @@ async def promote(ctx: Context, record: InstanceRecord) -> None:
     running = ctx.running[record.uid]
     running.forked = False  # tried once; the next fork does it again where this fails
     if running.plan is not None:
-        plan = replace(running.plan, kernel=None, incoming=True, paused=False)
+        there_is = await devices.as_it_is(running.machine, running.plan)
+        plan = replace(there_is, kernel=None, incoming=True, paused=False)
         await _promote(ctx, record, running, plan)
         await ctx.publish(record, pid=running.machine.pid)
 

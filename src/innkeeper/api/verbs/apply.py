@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any
 
 from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
 from innkeeper.api.verbs.create import CreateOptions, create
+from innkeeper.api.verbs.respec import NOTHING, carried_out, waits_for_resume, what_follows, with_spec
 from innkeeper.clock import Clock
 from innkeeper.control.admission import fitted_to_image
-from innkeeper.control.lifecycle import ACTIVE
 from innkeeper.control.placement import pinned_machine
 from innkeeper.errors import Unsupported
 from innkeeper.spec.base import check_name
 from innkeeper.spec.host import HostRecord
-from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, InstanceStatus, InstanceUpdate
+from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, InstanceStatus
+from innkeeper.spec.livechange import Effects
 from innkeeper.store.repo import Repo
 from innkeeper.store.view import InstanceView
-
-LIVE_FIELDS: Final = frozenset(InstanceUpdate.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """`needs_restart` are those of `changed` which a running instance takes up at its next start."""
+    """`needs_restart` are those of `changed` which a running instance takes up at its next start, `reasons`
+    why; `needs_resume` those which a paused one takes up when it runs on."""
 
     view: InstanceView | None  # None: it would be created (dry run)
     created: bool
     changed: tuple[str, ...]
     needs_restart: tuple[str, ...]
+    needs_resume: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 async def apply(
@@ -48,20 +50,28 @@ async def apply(
     fitted = fitted_to_image(spec, image.value) if image else spec
     hosts = [host for host in await repo.hosts() if host.name == stored.value.host]
     changed: tuple[str, ...] = ()
+    follows = NOTHING
 
     def applied(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord | None:
-        nonlocal changed
+        nonlocal changed, follows
         change.refuse_removed(record)
         wanted = _keep_pin(fitted, record.spec, hosts)
         changed = tuple(differences(record.spec, wanted))
         _refuse_fixed(record, wanted)
-        if not changed or dry_run:
+        follows = what_follows(changed, wanted, status)
+        if dry_run or not (changed or follows.now):
             return None
-        return record.model_copy(update={"spec": wanted})
+        return with_spec(record, wanted, follows)
 
     view = await repo.change_instance(name, applied)
-    late = tuple(path for path in changed if path.partition(".")[0] not in LIVE_FIELDS)
-    return Applied(view, False, changed, late if view.status.state in ACTIVE else ())
+    resume = follows.now if waits_for_resume(view) else ()
+    if not dry_run:
+        view = await carried_out(repo, view, follows)
+    return Applied(view, False, changed, tuple(follows.later), resume, _reasons(follows))
+
+
+def _reasons(follows: Effects) -> dict[str, str]:
+    return {path: why for path, why in follows.later.items() if why}
 
 
 def differences(old: InstanceSpec, new: InstanceSpec) -> list[str]:

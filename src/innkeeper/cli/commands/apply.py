@@ -61,11 +61,11 @@ def apply(app: App, files: tuple[str, ...]) -> None:
 def apply_one(app: App, document: Document) -> dict[str, Any]:
     """Apply one document and say what it did; an error names the line."""
     answer = _apply(app, document)
-    changed, late = answer.get("changed") or [], answer.get("needs_restart") or []
+    changed = answer.get("changed") or []
     if not app.json:
         done = "created" if answer.get("created") else f"changed {', '.join(changed)}" if changed else ""
         print(f"{document.name}: {done or 'unchanged'}")
-        say_restart(document.name, late)
+        say_restart(document.name, answer)
     return {"name": document.name, **answer}
 
 
@@ -76,6 +76,11 @@ def _apply(app: App, document: Document, *, dry_run: bool = False) -> dict[str, 
         raise document.placed(error) from None
 
 
-def say_restart(name: str, late: list[str]) -> None:
-    if late:
-        note(f"{name} takes up {', '.join(late)} at its next start: inn restart {name}")
+def say_restart(name: str, answer: dict[str, Any]) -> None:
+    """What of a change does not show yet, and what to do about it."""
+    reasons: dict[str, str] = answer.get("reasons") or {}
+    if late := answer.get("needs_restart"):
+        why = f" ({'; '.join(dict.fromkeys(reasons.values()))})" if reasons else ""
+        note(f"{name} takes up {', '.join(late)} at its next start{why}: inn restart {name}")
+    if paused := answer.get("needs_resume"):
+        note(f"{name} takes up {', '.join(paused)} when it runs on: inn resume {name}")

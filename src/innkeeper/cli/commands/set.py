@@ -23,7 +23,8 @@ Json = dict[str, Any]
     examples="""
 inn set web restart_policy=always labels.owner=anna
 inn set web labels.owner=                  remove a label
-inn set web cpu.count=2 memory.size=1GiB   takes effect at the next start
+inn set web cpu.count=4                    at once, where it has room for them (cpu.max)
+inn set web memory.size=1GiB               takes effect at the next start
 inn set web networks.0.model=e1000 boot.order=cdrom,disk
 """,
     exit_status={2: "No such field, or a value it cannot have."},
@@ -34,8 +35,9 @@ def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
     """Change single fields of a VM.
 
     FIELD is the path of a field in the spec, as inn show --yaml prints it, with dots. What can
-    change on a running VM (restart_policy and labels) does at once; for everything else it is said
-    that the VM takes it up at its next start.
+    change on a running VM (restart_policy, labels, cpu.count up to cpu.max) does at once; for
+    everything else it is said that the VM takes it up at its next start. A guest may refuse to
+    give up a vCPU: then the command fails after 10 s, and the VM keeps it. Asking again tries again.
     """
     values = pairs(fields, "field")
     data = app.client.instances.get_data(name)
@@ -43,16 +45,16 @@ def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
     try:
         if all(field == "restart_policy" or field.startswith("labels.") for field in values):
             answer = instances.handle(name).update(_update(data["spec"], values))
-            late: list[str] = []
+            said: Json = {}
         else:
             answer = instances.apply(name, changed_spec(data["spec"], values))
-            late = answer.get("needs_restart") or []
+            said = answer
     except SpecError as error:
         raise _named(error) from None
     if app.json:
         print_json(answer)
     else:
-        say_restart(name, late)
+        say_restart(name, said)
 
 
 def _update(spec: Json, values: dict[str, str]) -> Json:

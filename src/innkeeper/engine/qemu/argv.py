@@ -33,6 +33,7 @@ _NIC_DRIVERS: Final = {
     "rtl8139": "rtl8139",
 }
 _VGA_DRIVERS: Final = {"std": "VGA", "virtio": "virtio-vga"}
+_TOPOLOGY: Final = ("sockets", "cores", "threads")
 # IDE and AHCI controllers of these machines have so many units a bus (QEMU hw/ide).
 _PC_IDE_UNITS: Final = 2
 
@@ -157,7 +158,7 @@ def _machine(plan: LaunchPlan, wiring: Wiring) -> list[str]:
         *("-machine", ",".join(options)),
         *("-accel", accel),
         *("-cpu", plan.cpu_model),
-        *("-smp", f"cpus={plan.cpus}"),
+        *("-smp", _smp(plan)),
         *("-m", f"size={plan.memory_bytes // MiB}M"),
         *(
             "-object",
@@ -169,6 +170,17 @@ def _machine(plan: LaunchPlan, wiring: Wiring) -> list[str]:
         *("-rtc", "base=utc,driftfix=slew" if plan.accelerator == "kvm" else "base=utc"),
         *("-boot", "strict=on"),
     ]
+
+
+def _smp(plan: LaunchPlan) -> str:
+    """Those there are, and the places for more. A vCPU that was plugged in is an ordinary one here: it is the
+    same device with the same state in a process that is started with it."""
+    words = [f"cpus={plan.cpus}"]
+    if plan.topology:
+        words += [f"{name}={count}" for name, count in zip(_TOPOLOGY, plan.topology, strict=True)]
+    if plan.cpus_max > plan.cpus or plan.topology:
+        words.append(f"maxcpus={plan.cpus_max}")
+    return ",".join(words)
 
 
 def _channels(plan: LaunchPlan, files: RuntimeFiles, wiring: Wiring) -> list[str]:

@@ -28,6 +28,10 @@ SCHEMA: Final[dict[str, tuple[str, ...]]] = {
     "migrate-set-parameters": ("max-bandwidth",),
     "migrate_cancel": (),
     "query-migrate": (),
+    "query-hotpluggable-cpus": (),
+    "query-cpus-fast": (),
+    "device_add": ("driver", "id"),
+    "device_del": ("id",),
 }
 EVENTS: Final[dict[str, tuple[str, ...]]] = {
     "SHUTDOWN": ("guest", "reason"),
@@ -36,6 +40,7 @@ EVENTS: Final[dict[str, tuple[str, ...]]] = {
     "RESUME": (),
     "GUEST_PANICKED": ("action",),
     "VSERPORT_CHANGE": ("id", "open"),
+    "DEVICE_DELETED": ("device",),
     "BLOCK_IO_ERROR": ("nospace", "action", "reason", "node-name"),
 }
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from innkeeper.engine.base import EventKind, Exit, Machine, MachineEvent, Moment, RunState
-from innkeeper.engine.qemu import commands, ram, state
+from innkeeper.engine.base import EventKind, Exit, Machine, MachineEvent, Moment, RunState, VcpuSlot
+from innkeeper.engine.qemu import commands, ram, state, vcpus
 from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link
 from innkeeper.engine.qemu.process import Process
@@ -173,6 +173,15 @@ class QemuMachine:
         for link in self.links:
             link.release()
 
+    async def vcpus(self) -> list[VcpuSlot]:
+        return [VcpuSlot(one.index, one.path != "") for one in await vcpus.places(await self.answering())]
+
+    async def plug_vcpu(self, index: int) -> None:
+        await vcpus.plug(await self.answering(), index)
+
+    async def unplug_vcpu(self, index: int) -> None:
+        await vcpus.unplug(await self.answering(), index)
+
     async def power_button(self) -> None:
         await self._monitor.execute("system_powerdown")
 
@@ -247,6 +256,8 @@ class QemuMachine:
                 return MachineEvent(EventKind.STATE, str(message["event"]).lower())
             case "GUEST_PANICKED":
                 return MachineEvent(EventKind.PANICKED, str(data.get("action", "")))
+            case "DEVICE_DELETED":
+                return MachineEvent(EventKind.DEVICES, str(data.get("device", "")))
             case "BLOCK_IO_ERROR":
                 detail = "no space" if data.get("nospace") else str(data.get("reason", ""))
                 return MachineEvent(EventKind.IO_ERROR, detail)

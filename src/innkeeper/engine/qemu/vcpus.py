@@ -1,0 +1,64 @@
+"""Places for vCPUs, as QEMU counts them (QAPI query-hotpluggable-cpus; docs/system/cpu-hotplug)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from innkeeper.engine.qemu.qmp import Monitor
+from innkeeper.errors import EngineError, Unsupported
+
+# The order in which the machine numbers its places (hw/i386/x86.c, x86_possible_cpu_arch_ids).
+_ORDER: Final = ("socket-id", "die-id", "cluster-id", "core-id", "thread-id")
+
+
+@dataclass(frozen=True)
+class Place:
+    """`path` is the vCPU's in QEMU's object tree; empty: nobody is there."""
+
+    index: int
+    kind: str
+    properties: dict[str, Any]
+    path: str
+
+
+async def places(monitor: Monitor) -> list[Place]:
+    """All places, by number. A machine without places to plug into has those of its start, all taken."""
+    try:
+        answer = await monitor.execute("query-hotpluggable-cpus")
+    except EngineError as error:
+        if "not support" not in error.message:
+            raise
+        count = len(await monitor.execute("query-cpus-fast"))
+        return [Place(index, "", {}, f"cpu{index}") for index in range(count)]
+    found = sorted(answer, key=lambda one: [one["props"].get(name, 0) for name in _ORDER])
+    return [
+        Place(index, one["type"], one["props"], one.get("qom-path", "")) for index, one in enumerate(found)
+    ]
+
+
+async def plug(monitor: Monitor, index: int) -> None:
+    place = await _place(monitor, index)
+    if place.path:
+        raise EngineError(f"vCPU {index} is there already")
+    await monitor.execute("device_add", {"driver": place.kind, "id": f"vcpu{index}", **place.properties})
+
+
+async def unplug(monitor: Monitor, index: int) -> None:
+    place = await _place(monitor, index)
+    if not place.path:
+        return
+    try:
+        await monitor.execute("device_del", {"id": place.path})
+    except EngineError as error:
+        if "in the process of unplug" not in error.message:
+            raise
+
+
+async def _place(monitor: Monitor, index: int) -> Place:
+    found = await places(monitor)
+    if index >= len(found) or not found[index].kind:
+        raise Unsupported(
+            f"This machine has no place for a vCPU {index}", hint="raise cpu.max and restart it"
+        )
+    return found[index]

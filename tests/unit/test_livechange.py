@@ -1,0 +1,58 @@
+"""Which changes a running VM takes up at once, as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from innkeeper.spec.instance import InstanceSpec, InstanceStatus, InstanceUpdate
+from innkeeper.spec.livechange import LIVE, effects
+
+
+def spec(**fields: Any) -> InstanceSpec:
+    return InstanceSpec.model_validate({"image": "tiny", **fields})
+
+
+RUNS = InstanceStatus(cpus=2, cpus_max=4)
+
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...], dict[str, str]]] = {
+    # changed paths, the spec then, what is done now, what waits
+    "labels": (("labels",), {"cpu": {"count": 2}}, (), {}),
+    "the policy": (("restart_policy",), {"cpu": {"count": 2}}, (), {}),
+    "more vCPUs": (("cpu.count",), {"cpu": {"count": 4}}, ("cpu.count",), {}),
+    "fewer vCPUs": (("cpu.count",), {"cpu": {"count": 1}}, ("cpu.count",), {}),
+    "too many vCPUs": (
+        ("cpu.count",),
+        {"cpu": {"count": 5}},
+        (),
+        {"cpu.count": "it runs with room for 4 vCPUs (cpu.max)"},
+    ),
+    "another model": (("cpu.model",), {"cpu": {"count": 2}}, (), {"cpu.model": ""}),
+    "a disk's bus": (("disks.0.bus",), {"cpu": {"count": 2}}, (), {"disks.0.bus": ""}),
+    "live and not": (
+        ("cpu.count", "memory.size"),
+        {"cpu": {"count": 3}},
+        ("cpu.count",),
+        {"memory.size": ""},
+    ),
+    "nothing, but the guest kept a vCPU": ((), {"cpu": {"count": 1}}, ("cpu.count",), {}),
+    "nothing, and there was no room": ((), {"cpu": {"count": 5}}, (), {}),
+    "nothing": ((), {"cpu": {"count": 2}}, (), {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_effects(name: str) -> None:
+    changed, fields, now, later = CASES[name]
+    found = effects(changed, spec(**fields), RUNS)
+    assert (found.now, found.later) == (now, later)
+
+
+def test_the_update_has_what_may_change_live() -> None:
+    """`InstanceUpdate` is the type of such a change, LIVE what becomes of it; they know the same fields."""
+    paths = set()
+    for name, field in InstanceUpdate.model_fields.items():
+        inner = [kind for kind in getattr(field.annotation, "__args__", ()) if hasattr(kind, "model_fields")]
+        paths |= {f"{name}.{below}" for kind in inner for below in kind.model_fields} or {name}
+    assert paths == set(LIVE)
