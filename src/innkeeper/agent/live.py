@@ -14,6 +14,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from innkeeper.spec.finding import Finding
+from innkeeper.spec.inspection import (
+    AddressReport,
+    CpuInspection,
+    DiskInspection,
+    MemoryMap,
+    NetInspection,
+)
 
 LogSource = Literal["console", "qemu"]
 STDOUT = 1
@@ -92,6 +99,22 @@ class Live(Protocol):
 
     async def argv(self, name: str) -> list[str]:
         """The exact QEMU command line: of the running process, or what a start would run."""
+
+    async def inspect_memory(self, name: str, *, numa: bool = False) -> MemoryMap:
+        """A map of all its memory. This and the other inspections never halt the VM, and raise EngineError
+        when its QEMU hangs."""
+
+    async def inspect_address(
+        self, name: str, address: str, *, physical: bool = False, cpu: int = 0
+    ) -> AddressReport:
+        """One address down to the host's memory; BadRequest when it is none, NotFound for a vCPU that is
+        not there. One that is not mapped is no error: the report says where the walk ended."""
+
+    async def inspect_cpu(self, name: str) -> CpuInspection: ...
+
+    async def inspect_disk(self, name: str) -> DiskInspection: ...
+
+    async def inspect_net(self, name: str) -> NetInspection: ...
 
     async def explain_fork(self, name: str, *, copied: bool = False) -> list[Finding]:
         """What on this host speaks for and against a fork of it now, or with `copied` a clone. Works while

@@ -8,13 +8,22 @@ from pathlib import Path
 from innkeeper.agent import forkable
 from innkeeper.agent.console import ConsoleHub
 from innkeeper.agent.context import Context, Running
+from innkeeper.agent.inspect import inspector
 from innkeeper.agent.live import ConsoleTap, ExecRequest, ExecSession, LogSource
 from innkeeper.agent.lookup import plan_of
 from innkeeper.errors import AgentMissing, NotFound, WrongState
 from innkeeper.guest import exec as guest_exec
 from innkeeper.guest import files as guest_files
+from innkeeper.inspect.registers import parse_place
 from innkeeper.paths import RuntimeFiles
 from innkeeper.spec.finding import Finding
+from innkeeper.spec.inspection import (
+    AddressReport,
+    CpuInspection,
+    DiskInspection,
+    MemoryMap,
+    NetInspection,
+)
 from innkeeper.spec.instance import State
 
 
@@ -72,6 +81,34 @@ class LiveService:
         record = (await self._ctx.repo.instance(name)).value
         return await forkable.explain(self._ctx, record, copied=copied)
 
+    async def inspect_memory(self, name: str, *, numa: bool = False) -> MemoryMap:
+        return await inspector.memory(self._ctx, name, self._running(name), numa=numa)
+
+    async def inspect_address(
+        self, name: str, address: str, *, physical: bool = False, cpu: int = 0
+    ) -> AddressReport:
+        place = parse_place(address, physical=physical)
+        return await inspector.address(name, self._running(name), place, cpu, address)
+
+    async def inspect_cpu(self, name: str) -> CpuInspection:
+        running = self._running(name)
+        return await inspector.cpu(name, running, paused=self._state(running) is State.PAUSED)
+
+    async def inspect_disk(self, name: str) -> DiskInspection:
+        return await inspector.disk(self._ctx, name, self._running(name))
+
+    async def inspect_net(self, name: str) -> NetInspection:
+        running = self._running(name)
+        why = ""
+        if self._state(running) is State.PAUSED:
+            why = "the guest is paused: its agent cannot answer"
+        elif not running.machine.agent_open:
+            why = "no guest agent answers: no view from inside"
+        return await inspector.net(name, running, why_no_agent=why)
+
+    def _state(self, running: Running) -> State:
+        return self._ctx.statuses[running.uid].state
+
     def _uid(self, name: str) -> str:
         record = self._ctx.records.get(name)
         if record is None:
@@ -86,8 +123,7 @@ class LiveService:
 
     def _with_agent(self, name: str) -> Running:
         running = self._running(name)
-        status = self._ctx.statuses[running.uid]
-        if status.state is State.PAUSED:
+        if self._state(running) is State.PAUSED:
             raise WrongState(f"{name} is paused", hint=f"let it run: inn resume {name}")
         if not running.machine.agent_open:
             raise AgentMissing(

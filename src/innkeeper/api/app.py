@@ -15,7 +15,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from innkeeper.api import events, explain, holds, host, images, instances, snapshots, sockets, streams
+from innkeeper.api import (
+    events,
+    explain,
+    holds,
+    host,
+    images,
+    inspect,
+    instances,
+    snapshots,
+    sockets,
+    streams,
+)
 from innkeeper.api.admit import Admission
 from innkeeper.api.deps import ApiDeps, Context
 from innkeeper.api.guard import Guard
@@ -54,7 +65,7 @@ def create_app(deps: ApiDeps) -> FastAPI:
     )
     index = Index(deps.store, deps.paths)
     app.state.context = Context(deps, index, Admission(deps.repo, index, deps.look_again))
-    for family in (instances, snapshots, explain, holds, streams, sockets, images, host, events):
+    for family in (instances, snapshots, explain, inspect, holds, streams, sockets, images, host, events):
         app.include_router(family.router)
     app.add_exception_handler(InnkeeperError, _on_innkeeper_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

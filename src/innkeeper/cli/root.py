@@ -31,6 +31,7 @@ class Root(LazyGroup):
         "rm": ("rm", "Remove VMs and their disks."),
         "list": ("list", "List VMs."),
         "show": ("show", "Show all about one VM."),
+        "inspect": ("inspect", "Look into a running VM, without halting it."),
         "wait": ("wait", "Wait until a VM is ready, running or stopped."),
         "logs": ("logs", "Print the serial output of a VM."),
         "console": ("console", "Attach to the serial console."),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from innkeeper import errors
-from innkeeper.client.handle import Handle
+from innkeeper.client.inspect import Inspectable
 from innkeeper.client.transport import READ_S, TRANSFER_S, verb_deadline
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def check_existing_name(name: str) -> None:
         raise errors.NotFound(f"No instance is named {name!r}", hint="see inn list")
 
 
-class Instance(Handle):
+class Instance(Inspectable):
     """Verbs return when they are done, and `data` is then what the daemon answered."""
 
     def start(self, *, wait: str = "running", timeout_s: float | None = None) -> Instance:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from innkeeper.drivers.run import Owner
+from innkeeper.engine.inspection import Inspection
 from innkeeper.paths import RuntimeFiles
 
 DiskFormat = Literal["raw", "qcow2"]
@@ -168,6 +169,9 @@ class Machine(Protocol):
         """How long each step of the launch took."""
 
     async def run_state(self) -> RunState: ...
+    async def inspection(self) -> Inspection:
+        """To look into it while it runs."""
+
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
     async def power_button(self) -> None:

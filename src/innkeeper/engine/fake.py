@@ -24,6 +24,7 @@ from innkeeper.engine.base import (
     RunState,
     VcpuSlot,
 )
+from innkeeper.engine.inspection import Inspection
 from innkeeper.errors import EngineError
 from innkeeper.paths import RuntimeFiles
 
@@ -43,6 +44,7 @@ class FakeMachine:
     started_at: float = 0.0
     times_ms: Mapping[str, float] = field(default_factory=dict)
     exit: Exit | None = None
+    inspected: Inspection | None = None  # what it says of itself
 
     def __post_init__(self) -> None:
         self._queue: asyncio.Queue[MachineEvent | None] = asyncio.Queue()
@@ -89,6 +91,12 @@ class FakeMachine:
     async def run_state(self) -> RunState:
         await self._answer("run_state")
         return self.state
+
+    async def inspection(self) -> Inspection:
+        await self._answer("inspection")
+        if self.inspected is None:
+            raise EngineError("This machine was given nothing to look into")
+        return self.inspected
 
     async def pause(self) -> None:
         await self._answer("pause")

@@ -10,7 +10,7 @@ import pytest
 from engine_harness import QemuBench
 
 from helpers import run
-from innkeeper.engine.qemu import commands, machine, vcpus
+from innkeeper.engine.qemu import commands, inspection, machine, vcpus
 from innkeeper.engine.qemu.qmp import Monitor
 from vms.daemon import short_directory
 
@@ -42,13 +42,18 @@ def _members(schema: dict[str, dict[str, Any]], type_name: str) -> dict[str, dic
     return {member["name"]: member for member in schema[type_name].get("members", ())}
 
 
-@pytest.mark.parametrize("command", commands.SCHEMA)
+SENT = commands.SCHEMA | inspection.SCHEMA | inspection.OPTIONAL
+
+
+@pytest.mark.parametrize("command", SENT)
 def test_the_command_takes_what_we_send(schema: dict[str, dict[str, Any]], command: str) -> None:
+    if command in inspection.OPTIONAL and command not in schema:
+        return
     assert command in schema and schema[command]["meta-type"] == "command"
     known = _members(schema, schema[command]["arg-type"])
-    assert set(commands.SCHEMA[command]) <= set(known)
+    assert set(SENT[command]) <= set(known)
     needed = {name for name, member in known.items() if "default" not in member}
-    assert needed <= set(commands.SCHEMA[command]), "QEMU insists on an argument that we do not know"
+    assert needed <= set(SENT[command]), "QEMU insists on an argument that we do not know"
 
 
 @pytest.mark.parametrize("event", commands.EVENTS)
@@ -62,6 +67,8 @@ def test_every_command_we_send_is_in_the_list() -> None:
     sent |= _first_arguments(vcpus, "execute")
     assert sent <= set(commands.SCHEMA)
     assert "query-status" in sent and "stop" in sent
+    looked = _first_arguments(inspection, "_ask")
+    assert looked == set(inspection.SCHEMA | inspection.OPTIONAL)
 
 
 def test_every_event_we_match_is_in_the_list() -> None:

@@ -41,7 +41,7 @@ class Link:
         """Halt passt and let QEMU take what was sent already."""
         self._signal(signal.SIGSTOP)
         for _ in range(_DRAIN_TRIES):
-            if self._waiting_bytes() == 0:
+            if self.waiting_bytes() == 0:
                 return
             await asyncio.sleep(_DRAIN_PAUSE_S)
 
@@ -57,7 +57,8 @@ class Link:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(self.passt_pid, number)
 
-    def _waiting_bytes(self) -> int:
+    def waiting_bytes(self) -> int:
+        """What passt has sent and QEMU has not read."""
         answer = fcntl.ioctl(self.fd, termios.FIONREAD, b"\0\0\0\0")
         count: int = struct.unpack("i", answer)[0]
         return count

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from innkeeper.engine.base import EventKind, Exit, Machine, MachineEvent, Moment, RunState, VcpuSlot
 from innkeeper.engine.qemu import commands, ram, state, vcpus
+from innkeeper.engine.qemu.inspection import QemuInspection
 from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link
 from innkeeper.engine.qemu.process import Process
@@ -96,6 +97,9 @@ class QemuMachine:
             self._monitor = Monitor(self._monitor.name)
             await self.connect(deadline_s)
         return self._monitor
+
+    async def inspection(self) -> QemuInspection:
+        return QemuInspection(await self.answering(), self.links)
 
     async def pause(self) -> None:
         await self._monitor.execute("stop")

@@ -1,0 +1,86 @@
+"""The kinds of inspection, one function each, with what can go wrong in words for people."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+from innkeeper.agent.context import Context, Running
+from innkeeper.agent.inspect import address as one_address
+from innkeeper.agent.inspect import cpu as one_cpu
+from innkeeper.agent.inspect import disk as disks
+from innkeeper.agent.inspect import memory as whole_memory
+from innkeeper.agent.inspect import net as cards
+from innkeeper.errors import EngineError, Unsupported, WrongState
+from innkeeper.inspect.registers import Place
+from innkeeper.spec.inspection import (
+    AddressReport,
+    CpuInspection,
+    DiskInspection,
+    MemoryMap,
+    NetInspection,
+)
+
+
+async def memory(ctx: Context, name: str, running: Running, *, numa: bool) -> MemoryMap:
+    with _explained(name):
+        begun = time.monotonic()
+        machine = running.machine
+        answers = await whole_memory.ask(await machine.inspection())
+        others = {
+            other: ctx.running[record.uid].machine.pid
+            for other, record in ctx.records.items()
+            if other != name and record.uid in ctx.running
+        }
+        # Some milliseconds for each GiB, in which the daemon serves others.
+        return await asyncio.to_thread(
+            whole_memory.look, name, answers, machine.pid, others, numa=numa, begun=begun
+        )
+
+
+async def address(name: str, running: Running, place: Place, cpu: int, asked: str) -> AddressReport:
+    with _explained(name):
+        machine = running.machine
+        vm = await machine.inspection()
+        return await one_address.inspect_address(
+            name, vm, machine.pid, machine.accelerator, place, cpu, asked
+        )
+
+
+async def cpu(name: str, running: Running, *, paused: bool) -> CpuInspection:
+    with _explained(name):
+        machine = running.machine
+        vm = await machine.inspection()
+        return await one_cpu.inspect_cpu(name, vm, machine.pid, machine.accelerator, paused=paused)
+
+
+async def disk(ctx: Context, name: str, running: Running) -> DiskInspection:
+    with _explained(name):
+        return await disks.inspect_disk(name, ctx, running, await running.machine.inspection())
+
+
+async def net(name: str, running: Running, *, why_no_agent: str) -> NetInspection:
+    with _explained(name):
+        vm = await running.machine.inspection()
+        return await cards.inspect_net(name, running, vm, why_no_agent=why_no_agent)
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except EngineError as error:
+        raise EngineError(
+            f"{name} cannot be looked into: {error.message}",
+            hint=f"if it hangs it can only be ended: inn kill {name}; its log: inn logs {name} --qemu",
+            details=error.details,
+        ) from error
+    except PermissionError as error:
+        raise Unsupported(
+            f"This host does not let the daemon look into QEMU's memory: {error.strerror}",
+            hint="run the daemon as root, or as the user who owns the VM",
+        ) from error
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise WrongState(f"{name} ended just now", hint=f"see inn show {name}") from error
