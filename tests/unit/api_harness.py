@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from fakes import inspections
 from fakes.settler import Settler
 from innkeeper.agent.live import ExecRequest, LogSource
 from innkeeper.api.app import create_app, serving
@@ -22,6 +23,13 @@ from innkeeper.paths import Paths
 from innkeeper.spec.finding import Finding, warn
 from innkeeper.spec.host import HostFacts, HostRecord
 from innkeeper.spec.image import ImageRecord
+from innkeeper.spec.inspection import (
+    AddressReport,
+    CpuInspection,
+    DiskInspection,
+    MemoryMap,
+    NetInspection,
+)
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State, Wanted
 from innkeeper.store.memory import MemoryStore
 from innkeeper.store.repo import Repo
@@ -121,6 +129,7 @@ class FakeLive:
         self.consoles: list[FakeConsole] = []
         self.execs: list[FakeExec] = []
         self.broken: Exception | None = None
+        self.inspected: list[tuple[object, ...]] = []
 
     def _check(self, name: str) -> None:
         if self.broken:
@@ -164,6 +173,30 @@ class FakeLive:
 
     async def explain_fork(self, name: str, *, copied: bool = False) -> list[Finding]:
         return [warn("nobody knows", "ask somebody")]
+
+    async def inspect_memory(self, name: str, *, numa: bool = False) -> MemoryMap:
+        self._check(name)
+        self.inspected.append(("memory", numa))
+        return inspections.MEMORY
+
+    async def inspect_address(
+        self, name: str, address: str, *, physical: bool = False, cpu: int = 0
+    ) -> AddressReport:
+        self._check(name)
+        self.inspected.append((address, physical, cpu))
+        return inspections.ADDRESS
+
+    async def inspect_cpu(self, name: str) -> CpuInspection:
+        self._check(name)
+        return inspections.CPU
+
+    async def inspect_disk(self, name: str) -> DiskInspection:
+        self._check(name)
+        return inspections.DISK
+
+    async def inspect_net(self, name: str) -> NetInspection:
+        self._check(name)
+        return inspections.NET
 
     async def argv(self, name: str) -> list[str]:
         return ["qemu-system-x86_64", "-name", name]

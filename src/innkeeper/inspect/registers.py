@@ -107,9 +107,9 @@ class Registers:
 def parse_registers(text: str) -> list[Registers]:
     """Every vCPU of an `info registers -a`; empty when the text is of no x86 CPU."""
     marks = list(_CPU.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
     found = []
-    for mark, end in zip(marks, ends, strict=True):
+    for mark, end in zip(marks, ends, strict=False):
         one = _parse_one(int(mark.group(1)), text[mark.end() : end])
         if one is not None:
             found.append(one)

@@ -26,7 +26,7 @@ _PRESENT: Final = (State.OWN, State.HUGE, State.SHARED, State.PRIVATE, State.KSM
 
 
 @dataclass(frozen=True)
-class _Extent:
+class Extent:
     """A piece of a block of RAM that lies in one piece in guest-physical memory, with the holes that devices
     and firmware cut into it: the host has memory for those as well."""
 
@@ -44,7 +44,7 @@ class _Extent:
 class _Looked:
     """What was found: a letter a page, and its NUMA node or `_NOWHERE`."""
 
-    extent: _Extent
+    extent: Extent
     letters: bytes
     nodes: bytes | None
 
@@ -58,20 +58,20 @@ class _Looked:
 _NOWHERE: Final = 255  # Linux has up to 1024 nodes, machines a few
 
 
-def extents(regions: Iterable[Region]) -> list[_Extent]:
+def extents(regions: Iterable[Region]) -> list[Extent]:
     """Regions of the same block whose addresses go on as their places in the block do."""
-    found: list[_Extent] = []
+    found: list[Extent] = []
     for region in regions:
         last = found[-1] if found else None
         if last and last.name == region.name and region.start - last.start == region.host - last.host:
-            found[-1] = _Extent(last.name, last.start, region.end, last.host)
+            found[-1] = Extent(last.name, last.start, region.end, last.host)
         else:
-            found.append(_Extent(region.name, region.start, region.end, region.host))
+            found.append(Extent(region.name, region.start, region.end, region.host))
     return found
 
 
 @dataclass(frozen=True)
-class _Answers:
+class Answers:
     """What QEMU said, before the kernel is asked."""
 
     space: AddressSpace
@@ -79,17 +79,17 @@ class _Answers:
     cpus: list[CpuSummary]
 
 
-async def ask(vm: Inspection) -> _Answers:
+async def ask(vm: Inspection) -> Answers:
     """Raises EngineError when QEMU does not answer."""
     try:
         cpus = [summary(one) for one in await registers_of(vm)]
     except Unsupported:
         cpus = []  # no x86: its memory can be mapped all the same
-    return _Answers(await vm.address_space(), await vm.balloon_bytes(), cpus)
+    return Answers(await vm.address_space(), await vm.balloon_bytes(), cpus)
 
 
 def look(
-    name: str, answers: _Answers, pid: int, others: Mapping[str, int], *, numa: bool, begun: float
+    name: str, answers: Answers, pid: int, others: Mapping[str, int], *, numa: bool, begun: float
 ) -> MemoryMap:
     """The map, by what the kernel says: no call of it waits for the guest. `others` are the processes of
     other VMs, by name. Raises OSError when the process has ended or may not be looked into."""
@@ -119,7 +119,7 @@ def look(
     )
 
 
-def _look_at(pid: int, host: HostPages, extent: _Extent, numa: bool) -> _Looked:
+def _look_at(pid: int, host: HostPages, extent: Extent, numa: bool) -> _Looked:
     count = extent.pages
     mapping = host.mapping(extent.host)
     if mapping is None:  # it went since QEMU said so
