@@ -258,7 +258,7 @@ def test_openapi_is_complete(tmp_path: Path) -> None:
                     assert "422" not in operation["responses"]
                     assert len(operation["responses"]["200"]["content"]) == 1, (method, path)
             routes = {(m.upper(), path) for path, found in document["paths"].items() for m in found}
-            assert len(routes) == 40
+            assert len(routes) == 45
 
     run(scenario())
 
