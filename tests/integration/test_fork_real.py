@@ -22,12 +22,11 @@ from vms.forks import DISK, MEMORY, Guest
 from vms.terminal import CTRL_BRACKET, Terminal
 from vms.waiting import eventually
 
-pytestmark = [
-    pytest.mark.vm,
-    pytest.mark.skipif(
-        not os.environ.get("INNKEEPER_LONG"), reason="the long form of the fork tests: set INNKEEPER_LONG=1"
-    ),
-]
+pytestmark = pytest.mark.vm
+LONG = bool(os.environ.get("INNKEEPER_LONG"))
+long_form = pytest.mark.skipif(
+    not LONG, reason="of the long form of the fork tests: set INNKEEPER_LONG=1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +179,7 @@ def _check_file_system(guest: Guest, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@long_form
 def test_nobody_sees_what_another_writes(host: Daemon, tmp_path: Path) -> None:
     root = forks.boot(host, "root", networks=[])
     root.write("before")
@@ -216,6 +216,7 @@ def test_two_disks(host: Daemon) -> None:
     }
 
 
+@long_form
 def test_a_copy_started_again_boots_from_its_own_disk(parent: Guest) -> None:
     copy = fork(parent)
     copy.write("own")
@@ -264,30 +265,31 @@ class _Peer:
         self.received = b""
         self.sent = 0
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._serve, daemon=True)]
-        self._threads[0].start()
+        self._writer = threading.Thread(target=self._serve, daemon=True)
+        self._writer.start()
 
     def _serve(self) -> None:
         self._connection, _ = connection, _ = self._server.accept()
-        reader = threading.Thread(target=self._read, args=(connection,), daemon=True)
-        self._threads.append(reader)
-        reader.start()
+        self._reader = threading.Thread(target=self._read, args=(connection,), daemon=True)
+        self._reader.start()
         while not self._done.is_set():
             self.sent += 1
             connection.sendall(b"%d\n" % self.sent)
             time.sleep(0.002)
-        connection.shutdown(socket.SHUT_WR)
 
     def _read(self, connection: socket.socket) -> None:
         while data := connection.recv(65536):
             self.received += data
 
-    def close(self) -> None:
-        """No more lines; waits for the other side's end."""
+    def stop(self) -> None:
+        """No more lines. The connection stays open both ways: once one of them is closed, passt of 2023 may
+        send again what was received already, as if it were new."""
         self._done.set()
-        for thread in list(self._threads):
-            thread.join(30)
-            assert not thread.is_alive(), "the connection did not end"
+        self._writer.join(30)
+
+    def close(self) -> None:
+        self._connection.shutdown(socket.SHUT_RDWR)
+        self._reader.join(30)
         self._connection.close()
         self._server.close()
 
@@ -310,22 +312,24 @@ def test_an_open_connection_survives_several_forks(host: Daemon) -> None:
     guest.sh(
         'echo "$1" >/client; setsid sh /client "$2" >/dev/null 2>&1 </dev/null &', _CLIENT, str(peer.port)
     )
-    forks_made = 4
+    forks_made = 4 if LONG else 2
     for number in range(forks_made):
         seen = len(peer.received)
         fork(guest, f"copy-{number}", wait="running")
         eventually(lambda seen=seen: len(peer.received) > seen, "lines go on coming")  # type: ignore[misc]
-    guest.sh("touch /stop")
-    peer.close()
-    sent = [int(line) for line in peer.received.removesuffix(b"end\n").split()]
-    # passt does not pass on the end of a half-closed connection, so nc does not end by itself.
+    peer.stop()
     wait = 'until [ "$(tail -n 1 /received)" = "$1" ]; do usleep 10000; done; cat /received'
     received = guest.sh(wait, str(peer.sent)).split()
+    guest.sh("touch /stop")
+    eventually(lambda: peer.received.endswith(b"end\n"), "its last line", 30.0)
+    peer.close()
+    sent = [int(line) for line in peer.received.removesuffix(b"end\n").split()]
     print(f"{len(sent)} lines out and {len(received)} lines in, over {forks_made} forks")
-    assert sent == list(range(1, len(sent) + 1)) and peer.received.endswith(b"end\n")
+    assert sent == list(range(1, len(sent) + 1))
     assert [int(line) for line in received] == list(range(1, peer.sent + 1))
 
 
+@long_form
 def test_a_forwarded_port_stays_the_parents(host: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -350,6 +354,7 @@ def test_a_forwarded_port_stays_the_parents(host: Daemon) -> None:
 # -- of what ------------------------------------------------------------------------------------------------
 
 
+@long_form
 def test_a_fork_of_a_fork_five_deep_and_generations_that_go(host: Daemon) -> None:
     guest = forks.boot(host, "g0", networks=[])
     guest.write("g0")
@@ -383,6 +388,7 @@ def test_a_paused_vm(host: Daemon, parent: Guest) -> None:
     assert parent.sh("hostname") == "parent"
 
 
+@long_form
 def test_a_stopped_vm(host: Daemon) -> None:
     guest = forks.boot(host, "still", networks=[])
     guest.write("before")
@@ -400,6 +406,7 @@ def test_a_stopped_vm(host: Daemon) -> None:
     assert Guest(host, "link-1").sh("hostname") == "link-1"
 
 
+@long_form
 @pytest.mark.parametrize(
     ("machine", "network", "bus"),
     [({"firmware": "uefi"}, "virtio", "virtio"), ({"type": "pc"}, "e1000", "ide"), ({}, "e1000e", "sata")],
@@ -451,6 +458,7 @@ def test_refusals_leave_the_parent_alone(host: Daemon, parent: Guest, tmp_path: 
 # -- a whole system ------------------------------------------------------------------------------------------
 
 
+@long_form
 @pytest.mark.slow
 def test_debian(host: Daemon, debian_image: Path) -> None:
     host.stop()
@@ -474,9 +482,11 @@ def test_debian(host: Daemon, debian_image: Path) -> None:
         host.watch(guest.name, lambda vm: vm["addresses"], "has an address", 60.0)
         assert guest.sh("systemctl is-active systemd-networkd qemu-guest-agent").split() == ["active"] * 2
         assert guest.sh("ip route").startswith("default via")
-        assert (
-            guest.sh("touch /root/written; sync; journalctl --verify -q 2>&1 | grep -c FAIL || true") == "0"
-        )
+        # The journal of before the fork is whole, and found under the new machine-id; the file that is
+        # written to meanwhile cannot be verified.
+        guest.sh("touch /root/written; sync; journalctl --rotate")
+        assert guest.sh("journalctl --verify -q 2>&1 | grep FAIL | grep '@' || true") == ""
+        assert guest.sh("journalctl -u systemd-networkd -n 1 -o cat").strip() != ""
     assert os.path.exists(forks.chain(host, "plain", "root")[0])
 
 

@@ -29,6 +29,7 @@ BOOT_LOOK_INTERVAL_S: Final = 0.5
 BOOT_LOOK_S: Final = 600.0
 # printed by panic(), kernel/panic.c; and systemd's and busybox's way of giving up
 PANIC_MARKS: Final = (b"Kernel panic - not syncing", b"end Kernel panic")
+# Until they stay the same: those of IPv6 come seconds after the others.
 ADDRESS_LOOKS_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 _STATES: Final = {
@@ -50,10 +51,11 @@ class Watcher:
         self._ctx, self._record, self._running = ctx, record, running
         self._on_end = on_end
         self._tasks: set[asyncio.Task[None]] = set()
+        self._greeting: asyncio.Task[None] | None = None
         self._spawn(self._follow())
         self._spawn(self._watch_boot())
         if running.machine.agent_open:
-            self._spawn(self._make_ready())
+            self._greet()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -82,8 +84,10 @@ class Watcher:
         async for event in self._running.machine.events():
             match event.kind:
                 case EventKind.AGENT_OPENED:
-                    self._spawn(self._make_ready())
+                    self._greet()
                 case EventKind.AGENT_CLOSED:
+                    if self._greeting is not None:
+                        self._greeting.cancel()
                     await self._ctx.publish(self._record, agent=False)
                 case EventKind.PANICKED:
                     await self._note_panic()
@@ -129,6 +133,12 @@ class Watcher:
     def _not_to_be_asked(self) -> bool:
         return self._running.gone.is_set() or not self._running.at_rest.is_set()
 
+    def _greet(self) -> None:
+        """Once for each time the port is open: of a copy's, which is so from the start, there is an event
+        besides."""
+        if self._greeting is None or self._greeting.cancelling() or self._greeting.done():
+            self._greeting = self._spawn(self._make_ready())
+
     async def _make_ready(self) -> None:
         """The agent's port was opened: see that it answers, then learn the addresses."""
         agent = self._running.agent
@@ -142,15 +152,18 @@ class Watcher:
         if not status.ready:
             times["ready"] = round((self._ctx.clock.time() - status.started_at) * 1000, 1)
         await self._ctx.publish(self._record, agent=True, ready=True, times_ms=times, note=note)
+        before: tuple[str, ...] = ()
         for delay_s in ADDRESS_LOOKS_S:
             await asyncio.sleep(delay_s)
             try:
-                addresses = [one.address for one in await agent.network_interfaces()]
+                addresses = tuple(one.address for one in await agent.network_interfaces())
             except InnkeeperError:
                 return
-            if addresses:
-                await self._ctx.publish(self._record, addresses=tuple(addresses))
+            if addresses and addresses == before:
                 return
+            if addresses:
+                await self._ctx.publish(self._record, addresses=addresses)
+            before = addresses
 
     async def _wake(self) -> str:
         """Of one that runs on from a moment of its own: what time it is."""
@@ -165,6 +178,7 @@ class Watcher:
             return self._ctx.statuses[self._record.uid].note
         note = ""
         times["answer"] = round((self._ctx.clock.time() - self._running.woke_at) * 1000, 1)
+        begun = self._ctx.clock.time()
         try:
             await assume(
                 self._running.agent,
@@ -176,6 +190,7 @@ class Watcher:
             )
         except InnkeeperError as error:
             note = f"not all of its identity is its own: {error.message}"
+        times["identity"] = round((self._ctx.clock.time() - begun) * 1000, 1)
         # Not when it was cut short: whoever looks at this VM next begins again.
         self._running.plan = replace(self._running.plan or plan, inherited_macs=None)
         with contextlib.suppress(FileNotFoundError):  # it has ended

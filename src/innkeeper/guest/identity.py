@@ -24,7 +24,8 @@ from innkeeper.guest.script import run_script
 # Each part stands alone: a guest that lacks a program still gets the rest; what fails is named at the end.
 # Builtins wherever there are some: each process costs an emulated guest milliseconds.
 SCRIPT: Final = r"""
-name=$1 id=$2 seed=$3 keys=$4 now=$5 whole=$6 wait=$7; shift 7; failed=
+name=$1 id=$2 seed=$3 keys=$4 now=$5 whole=$6 wait=$7; shift 7; failed= leases= was=
+routes() { n=0; while read -r iface rest; do [ "$iface" != "$1" ] || n=$((n + 1)); done </proc/net/route; }
 # Where date is a link to busybox it takes whole seconds only: the clock is set when the next one begins.
 # Nothing of that may keep our output open, or the agent would wait for it: hence exec, since a redirected
 # group keeps a copy.
@@ -39,16 +40,20 @@ if [ -n "$old" ] && [ -w /etc/hosts ]; then
         case $line in *"$old"*) sed -i "s/\b$old\b/$name/g" /etc/hosts 2>/dev/null; break ;; esac
     done </etc/hosts
 fi
-if [ -e /etc/machine-id ]; then echo "$id" >/etc/machine-id || failed="$failed machine-id"; fi
+if [ -e /etc/machine-id ]; then read -r was </etc/machine-id; echo "$id" >/etc/machine-id || failed="$failed machine-id"; fi
 for pair; do
     for device in /sys/class/net/*; do
         read -r address <"$device/address" && [ "$address" = "${pair%%=*}" ] || continue
         nic=${device##*/}
+        read -r lease <"$device/ifindex" && lease=/run/systemd/netif/leases/$lease
+        # networkd asks for a new lease by itself when the address changes; told to as well (networkctl
+        # reconfigure) while it is at it, that of systemd 252 ends without any address, for good.
+        [ ! -s "$lease" ] || { routes "$nic"; leases="$leases $lease=$nic=$n"; : >"$lease"; }
         ip link set dev "$nic" address "${pair#*=}" 2>/dev/null || {
             ip link set dev "$nic" down && ip link set dev "$nic" address "${pair#*=}"
             ip link set dev "$nic" up
         } || failed="$failed mac:$nic"
-        if [ -d /run/systemd/netif/leases ]; then networkctl reconfigure "$nic" >/dev/null 2>&1 &
+        if [ -d /run/systemd/netif/leases ]; then :
         elif [ -f "/run/udhcpc.$nic.pid" ]; then read -r dhcp <"/run/udhcpc.$nic.pid"; kill -USR1 "$dhcp"
         elif command -v dhclient >/dev/null; then dhclient -nw "$nic" >/dev/null 2>&1 &
         fi
@@ -58,6 +63,19 @@ if [ "$keys" = yes ] && command -v ssh-keygen >/dev/null; then
     rm -f /etc/ssh/ssh_host_*
     ssh-keygen -A >/dev/null || failed="$failed ssh-keys"
     systemctl try-restart ssh sshd 2>/dev/null
+fi
+# networkd takes the address away first: it is back when there is a lease again, and as many routes.
+for one in $leases; do
+    lease=${one%%=*} nic=${one#*=} had=${one##*=} nic=${nic%=*} turns=0
+    while routes "$nic"; [ ! -s "$lease" ] || [ "$n" -lt "$had" ]; do
+        turns=$((turns + 1))
+        if [ $turns -gt 50 ]; then [ -s "$lease" ] || failed="$failed lease:$nic"; break; fi
+        sleep 0.1
+    done
+done
+# The log goes on where it is, but is looked for under the machine-id.
+if [ -n "$was" ] && [ -d "/var/log/journal/$was" ] && [ ! -e "/var/log/journal/$id" ]; then
+    ln -s "$was" "/var/log/journal/$id" >/dev/null 2>&1 &
 fi
 [ -z "$failed" ] || { echo "$failed" >&2; exit 1; }
 """
