@@ -24,9 +24,7 @@ from vms.waiting import eventually
 
 pytestmark = pytest.mark.vm
 LONG = bool(os.environ.get("INNKEEPER_LONG"))
-long_form = pytest.mark.skipif(
-    not LONG, reason="of the long form of the fork tests: set INNKEEPER_LONG=1"
-)
+long_form = pytest.mark.skipif(not LONG, reason="of the long form of the fork tests: set INNKEEPER_LONG=1")
 
 
 @pytest.fixture(scope="module")

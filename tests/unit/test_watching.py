@@ -43,7 +43,7 @@ class _World:
 
     def __init__(self, agent: _Agent, monkeypatch: pytest.MonkeyPatch) -> None:
         self.record: Any = SimpleNamespace(uid="uid", name="vm", fork=None)
-        plan: Any = SimpleNamespace(uid="uid", name="vm", epoch=1)
+        plan: Any = SimpleNamespace(uid="uid", name="vm", epoch=1, cpus=1)
         self.machine = FakeMachine(plan, FakeEngine(), 1, agent_open=True)
         self.statuses = {"uid": InstanceStatus(started_at=1.0)}
         self.clock = SystemClock()

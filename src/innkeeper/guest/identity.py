@@ -40,7 +40,10 @@ if [ -n "$old" ] && [ -w /etc/hosts ]; then
         case $line in *"$old"*) sed -i "s/\b$old\b/$name/g" /etc/hosts 2>/dev/null; break ;; esac
     done </etc/hosts
 fi
-if [ -e /etc/machine-id ]; then read -r was </etc/machine-id; echo "$id" >/etc/machine-id || failed="$failed machine-id"; fi
+if [ -e /etc/machine-id ]; then
+    read -r was </etc/machine-id
+    echo "$id" >/etc/machine-id || failed="$failed machine-id"
+fi
 for pair; do
     for device in /sys/class/net/*; do
         read -r address <"$device/address" && [ "$address" = "${pair%%=*}" ] || continue
