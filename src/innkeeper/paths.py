@@ -18,7 +18,8 @@ STATE (system: /var/lib/innkeeper, session: $XDG_DATA_HOME/innkeeper, or INNKEEP
 RUN (system: /run/innkeeper, session: $XDG_RUNTIME_DIR/innkeeper, or INNKEEPER_STATE/run)
   api.sock, daemon.pid
   vm/<12 hex of uid>/         one running VM: launch.json and its sockets (names kept short, since
-                              a unix socket's path is limited to 107 bytes, unix(7))
+                              a unix socket's path is limited to 107 bytes, unix(7)); of a template
+                              also moment/, what copies start from
 """
 
 from __future__ import annotations
@@ -90,6 +91,11 @@ class SnapshotFiles:
     def uefi_vars(self) -> Path:
         return self.directory / "vars.fd"
 
+    @property
+    def token(self) -> Path:
+        """Of a template's moment: which one it is; there once all the rest is."""
+        return self.directory / "token"
+
     def ram(self, *, compressed: bool) -> Path:
         return self.directory / ("ram.zst" if compressed else "ram")
 
@@ -123,6 +129,11 @@ class RuntimeFiles:
     @property
     def vnc(self) -> Path:
         return self.directory / "vnc.sock"
+
+    @property
+    def moment(self) -> SnapshotFiles:
+        """Of a template: what it stands still at. Its RAM is with its QEMU."""
+        return SnapshotFiles(self.directory / "moment")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from innkeeper.agent.context import Context, QemuView
+from innkeeper.agent.pool import Pool
 from innkeeper.agent.reconcile import Reconciler
 from innkeeper.agent.recovery import recover
 from innkeeper.agent.snapshots import SnapshotKeeper
@@ -68,17 +69,20 @@ class World:
     @contextlib.asynccontextmanager
     async def daemon(self) -> AsyncIterator[Context]:
         self.ctx = self._context()
+        pool = Pool(self.ctx)
+        await pool.recover(self.engine.find_running())
         reconciler = Reconciler(self.ctx)
         await reconciler.load(*await recover(self.ctx))
         snapshots = SnapshotKeeper(self.ctx)
         await snapshots.load()
-        running = [asyncio.create_task(reconciler.run()), asyncio.create_task(snapshots.run())]
+        running = [asyncio.create_task(one.run()) for one in (reconciler, snapshots, pool)]
         try:
             yield self.ctx
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            await pool.close()
             await snapshots.close()
             await reconciler.close()
 

@@ -102,7 +102,11 @@ CASES = [(verb, point) for verb in VERBS for point in verb.points]
 
 # A fork passes these, some only where the parent was forked before (test_fork_crash); and what is done with
 # snapshots the others (test_snapshot_crash).
-FORK_POINTS = tuple(point for point in CHECKPOINTS if point.startswith(("fork.", "copy.", "promote.")))
+FORK_POINTS = tuple(
+    point
+    for point in CHECKPOINTS
+    if point.startswith(("fork.", "copy.", "promote.", "template.", "wake.", "spare."))
+)
 SNAPSHOT_POINTS = {
     point for point in CHECKPOINTS if point.startswith(("snapshot.", "unsnapshot.", "revert."))
 }

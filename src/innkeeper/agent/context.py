@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from innkeeper.agent.moments import Moments
+from innkeeper.agent.spares import Spares
 from innkeeper.clock import Clock
 from innkeeper.drivers.run import Owner, Runner
 from innkeeper.engine.base import Engine, LaunchPlan, Machine
@@ -28,6 +29,8 @@ CHECKPOINTS: Final = (
     "kill.begun", "kill.ended",
     "pause.done", "resume.done",
     "change.begun", "change.plugged", "change.unplugged", "change.fitted", "change.done",
+    "template.begun", "template.waiting", "template.frozen", "template.written", "template.done", "wake.done",
+    "spare.begun", "spare.made", "spare.ready",
     "promote.waiting", "promote.moved", "promote.done",
     "fork.begun", "fork.layers", "fork.waiting", "fork.frozen", "fork.chained", "fork.restored",
     "fork.taken_over", "fork.renamed", "fork.done", "copy.begun", "copy.made", "copy.started",
@@ -111,6 +114,7 @@ class Context:
     statuses: dict[str, InstanceStatus] = field(default_factory=dict)  # by uid
     records: dict[str, InstanceRecord] = field(default_factory=dict)  # what is wanted, by name
     moments: Moments = field(default_factory=Moments)
+    spares: Spares = field(default_factory=Spares)
     on_launched: Callable[[InstanceRecord, Running], None] = lambda record, running: None
     on_stand_in: Callable[[str, RuntimeFiles], Awaitable[None]] = _nobody_listens  # it may become the VM
     on_replaced: Callable[[InstanceRecord, Running, Machine], Awaitable[None]] = _nobody_watches

@@ -13,7 +13,7 @@ from innkeeper.agent.launchplan import SEED_DISK
 from innkeeper.agent.lookup import plan_of
 from innkeeper.drivers.storage import files as storage
 from innkeeper.engine.base import DiskPlan, LaunchPlan, RunState
-from innkeeper.errors import EngineError, InnkeeperError, Unsupported
+from innkeeper.errors import EngineError, InnkeeperError, Unsupported, WrongState
 from innkeeper.paths import InstanceFiles, Paths
 from innkeeper.spec.finding import Finding, asked, block, ok, warn
 from innkeeper.spec.instance import InstanceRecord, State
@@ -27,6 +27,14 @@ MOVE_LOOK_S: Final = 0.01
 
 def of_running(ctx: Context, record: InstanceRecord, running: Running) -> Iterator[Finding]:
     """What can be said before its QEMU is asked anything."""
+    if ctx.statuses[record.uid].template:
+        yield block(
+            WrongState(
+                f"{record.name} is a template: it stands still at one moment, and has no other",
+                hint=f"do it with a copy: inn fork {record.name}; or let it run on: inn resume {record.name}",
+            )
+        )
+        return
     if running.plan is None:
         yield block(
             Unsupported(
@@ -90,6 +98,8 @@ def to_copy(paths: Paths, uid: str) -> dict[str, list[tuple[Path, str]]]:
 async def explain(ctx: Context, record: InstanceRecord, *, copied: bool = False) -> list[Finding]:
     """All there is to say of a fork, or with `copied` of a clone; nothing is changed."""
     running = ctx.running.get(record.uid)
+    if ctx.statuses[record.uid].template and not copied:
+        return []  # nothing happens to it
     copies = list(of_copies(ctx, record)) if copied else []
     if running is None:
         try:

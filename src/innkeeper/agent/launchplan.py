@@ -12,7 +12,7 @@ from innkeeper.images.imagedir import ImageManifest, kernel_name
 from innkeeper.paths import InstanceFiles
 from innkeeper.spec.accelerator import choose_accelerator
 from innkeeper.spec.cpu import has_hotplug
-from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, Power
+from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, Network, Power
 
 SEED_DISK = "seed"
 # Everything TCG can emulate, but for two features that make a guest copy memory with `rep movsb`: TCG
@@ -65,7 +65,7 @@ def build_launch_plan(
                 model=network.model,
                 mac=network.mac or mac_address(record.uid, index),
                 backend="passt" if nic_backend == "passt" else "slirp",
-                forwards=tuple((f.protocol, f.address, f.host, f.guest) for f in network.forward),
+                forwards=forwards_of(network),
                 boot_index=positions.get(f"net{index}"),
                 host_access=network.host_access,
             )
@@ -79,6 +79,10 @@ def build_launch_plan(
         console_log=files.console_log,
         qemu_log=files.qemu_log,
     )
+
+
+def forwards_of(network: Network) -> tuple[tuple[str, str, int, int], ...]:
+    return tuple((f.protocol, f.address, f.host, f.guest) for f in network.forward)
 
 
 def all_disks(spec: InstanceSpec, chains: Mapping[str, tuple[Layer, ...]]) -> list[Disk]:

@@ -1,6 +1,7 @@
 """Disk layers that nobody refers to any more.
 
-A file is in use while a chain of any instance or snapshot, a running QEMU's plan, or a moment names it.
+A file is in use while a chain of any instance, snapshot or template, a running QEMU's plan, or a moment
+names it.
 Counting by looking at all of them needs no counter that a crash could leave wrong. What is in doubt stays:
 `inn doctor` names it.
 """
@@ -36,6 +37,9 @@ def in_use(paths: Paths, plans: Iterable[LaunchPlan | None]) -> set[Path]:
     for files in owners:
         if files.chains.exists():  # else it is being made
             used |= {layer.path for chain in chains.read(files).values() for layer in chain}
+    for directory in paths.machines.iterdir():
+        if (moment := RuntimeFiles(directory).moment).chains.exists():
+            used |= {layer.path for chain in chains.read(moment).values() for layer in chain}
     for plan in plans:
         if plan is not None:
             used |= {layer.path for disk in plan.disks for layer in disk.chain}

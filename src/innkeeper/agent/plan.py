@@ -28,6 +28,8 @@ class Step(enum.Enum):
     CHANGE = "change"  # make what runs as its spec says now
     FREEZE = "freeze"  # take the moment that forks or a snapshot of it wait for
     PROMOTE = "promote"  # give a VM that was forked RAM of its own again, ahead of its next fork
+    TEMPLATE = "template"  # freeze it for good, for others to start from
+    WAKE = "wake"  # a template runs on
     REVERT = "revert"  # go back to a snapshot
     DISCARD = "discard"  # remove its files
     FORGET = "forget"  # delete it from the store
@@ -62,20 +64,29 @@ def next_step(record: InstanceRecord, seen: Seen) -> Step | None:
     if seen.fork_waits:
         return Step.FREEZE
     if wanted.power is Power.OFF:
-        return (Step.KILL if wanted.stop is StopMode.KILL else Step.STOP) if running else None
+        return _end(wanted, seen) if running else None
     if not running:
         if not _ended_by_itself(wanted, seen):
             return Step.START
         return Step.RESTART if _policy_restarts(record, seen) else None
     if seen.epoch != wanted.epoch:
-        return Step.KILL if wanted.stop is StopMode.KILL else Step.STOP
+        return _end(wanted, seen)
+    if seen.status.template:
+        return None if wanted.template else Step.WAKE
     if wanted.power is Power.PAUSED:
         return None if seen.paused else Step.PAUSE
     if seen.paused:
         return None if seen.held else Step.RESUME
     if wanted.change != seen.status.changed:
         return Step.CHANGE
+    if wanted.template and seen.status.ready:
+        return Step.TEMPLATE
     return Step.PROMOTE if seen.promotable else None
+
+
+def _end(wanted: Wanted, seen: Seen) -> Step:
+    """A template's guest cannot be asked: it stands still, and what is on its disks stays as it is."""
+    return Step.KILL if wanted.stop is StopMode.KILL or seen.status.template else Step.STOP
 
 
 def _ended_by_itself(wanted: Wanted, seen: Seen) -> bool:
@@ -117,7 +128,7 @@ def obsolete(step: Step, begun: Wanted, wanted: Wanted) -> bool:
     """Whether a step under way (for what was wanted when it was `begun`) is no longer wanted, so that it must
     be given up now instead of at its deadline. A guest that ignores `stop` must not make `kill` wait."""
     epoch = begun.epoch
-    if step in (Step.DISCARD, Step.FORGET, Step.KILL, Step.FREEZE, Step.REVERT):
+    if step in (Step.DISCARD, Step.FORGET, Step.KILL, Step.FREEZE, Step.REVERT, Step.TEMPLATE, Step.WAKE):
         return False  # each ends by itself within seconds
     if wanted.removed:
         return True

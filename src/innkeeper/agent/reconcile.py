@@ -20,6 +20,7 @@ from innkeeper.agent.ops.fork import freeze, promotable, promote
 from innkeeper.agent.ops.remove import discard, forget
 from innkeeper.agent.ops.restore import revert
 from innkeeper.agent.ops.start import start
+from innkeeper.agent.ops.template import make_template, wake
 from innkeeper.agent.plan import Seen, Step, next_step, obsolete, restart_delay_s
 from innkeeper.agent.watching import HEALTH_INTERVAL_S, Watcher
 from innkeeper.engine.base import Machine
@@ -42,11 +43,15 @@ _OPERATIONS: Final[dict[Step, Operation]] = {
     Step.CHANGE: change,
     Step.FREEZE: freeze,
     Step.PROMOTE: promote,
+    Step.TEMPLATE: make_template,
+    Step.WAKE: wake,
     Step.REVERT: revert,
     Step.DISCARD: discard,
     Step.FORGET: forget,
 }
-_OF_RUNNING: Final = frozenset({Step.PAUSE, Step.RESUME, Step.STOP, Step.KILL, Step.CHANGE})
+_OF_RUNNING: Final = frozenset(
+    {Step.PAUSE, Step.RESUME, Step.STOP, Step.KILL, Step.CHANGE, Step.PROMOTE, Step.TEMPLATE, Step.WAKE}
+)
 
 
 class Reconciler:
@@ -68,6 +73,7 @@ class Reconciler:
         self._revision = revision
         for record in records:
             self._records[record.name] = record
+            self._tell_pool(record)
             running = self._ctx.running.get(record.uid)
             if running is not None:
                 self._on_launched(record, running)
@@ -150,6 +156,7 @@ class Reconciler:
             log.error("%s", error)
             return
         self._records[record.name] = record
+        self._tell_pool(record)
 
     async def _reload(self) -> None:
         listing = await self._ctx.repo.store.list(keys.INSTANCES)
@@ -267,6 +274,10 @@ class Reconciler:
 
     # -- running VMs -------------------------------------------------------------------------------
 
+    def _tell_pool(self, record: InstanceRecord) -> None:
+        if record.wanted.template is not None:
+            self._ctx.spares.changed.set()
+
     def _on_launched(self, record: InstanceRecord, running: Running) -> None:
         self._watchers[record.uid] = Watcher(self._ctx, record, running, self._on_end)
 
@@ -280,6 +291,7 @@ class Reconciler:
 
     def _on_end(self, record: InstanceRecord) -> None:
         self._watchers.pop(record.uid, None)
+        self._tell_pool(record)
         self.kick(record.name)
 
     async def _watch_health(self) -> None:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from typing import TypeVar
 
-from innkeeper.agent import chains, devices, layers
+from innkeeper.agent import chains, devices, layers, templates
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import expects_agent, image_of
 from innkeeper.agent.snapshots import sweep_snapshots
@@ -67,7 +67,8 @@ async def _recover_one(ctx: Context, record: InstanceRecord, pids: list[int]) ->
     machine = await _adopted(ctx, record, pids, cut) if pids else None
     if machine is not None and cut and record.wanted.power is Power.ON:
         await _run_on(machine)
-    state = await _state_of(machine) if machine else None
+    token = templates.token_of(ctx.paths.runtime(record.uid))
+    state = await _state_of(machine, template=token != "") if machine else None
     if machine is None or state is None:
         if status.state in _ALIVE:
             await _note_unseen_end(ctx, record, status)
@@ -92,6 +93,8 @@ async def _recover_one(ctx: Context, record: InstanceRecord, pids: list[int]) ->
         started_at=machine.started_at,
         qemu=machine.version or status.qemu,
         ready=status.ready or not _waits_for_agent(ctx, record),
+        template=token if state is State.PAUSED else "",
+        spares=0,
     )
     if state is not State.HUNG:
         with contextlib.suppress(InnkeeperError):  # asked again when it is to be changed or forked
@@ -111,6 +114,9 @@ async def _adopted(ctx: Context, record: InstanceRecord, pids: list[int], cut: b
     files, next_files = ctx.paths.runtime(record.uid), ctx.paths.next_runtime(record.uid)
     stand_in = None
     if cut:
+        if len(pids) > 1 and templates.token_of(next_files):
+            # It was about to be a template; the old process has nothing that the new one lacks.
+            await ctx.engine.destroy_stray(pids.pop(0))
         if len(pids) > 1:
             stand_in = pids[1], next_files
         else:
@@ -137,13 +143,14 @@ def _take_place(new: RuntimeFiles, old: RuntimeFiles) -> None:
     new.directory.rename(old.directory)
 
 
-async def _state_of(machine: Machine) -> State | None:
-    """None: it waits for the state of another VM, which will not come any more; it has been ended."""
+async def _state_of(machine: Machine, *, template: bool) -> State | None:
+    """None: it waits for the state of another VM, which will not come any more; it has been ended. A
+    `template` waits for its own, for good."""
     try:
         state = await machine.run_state()
     except InnkeeperError:
         return State.HUNG
-    if state is RunState.INCOMING:
+    if state is RunState.INCOMING and not template:
         await machine.kill()
         await machine.detach()
         return None
@@ -152,7 +159,7 @@ async def _state_of(machine: Machine) -> State | None:
 
 def _half_forked(record: InstanceRecord, status: InstanceStatus) -> bool:
     """A fork that needs its moment, which has gone with the daemon that took it."""
-    if record.fork is None or record.fork.durable or record.wanted.removed:
+    if record.fork is None or record.fork.durable or record.fork.template or record.wanted.removed:
         return False
     return not status.created or (record.fork.live and status.epoch == 0 and record.wanted.epoch == 1)
 
@@ -205,6 +212,8 @@ async def _note_unseen_end(ctx: Context, record: InstanceRecord, status: Instanc
         ready=False,
         agent=False,
         addresses=(),
+        template="",
+        spares=0,
         note=detail,
         ended=Ended(epoch=status.epoch, reason=reason, at=ctx.clock.time(), detail=detail),
     )

@@ -237,6 +237,8 @@ class Watcher:
             ready=False,
             agent=False,
             addresses=(),
+            template="",
+            spares=0,
             note=_end_note(record, reason, detail),
             ended=Ended(epoch=running.machine.epoch, reason=reason, at=ctx.clock.time(), detail=detail),
         )

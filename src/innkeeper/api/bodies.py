@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from innkeeper.spec.base import Model, Name, worded
-from innkeeper.spec.instance import InstanceSpec
+from innkeeper.spec.instance import MAX_POOL, InstanceSpec
 
 # A day: longer waits are asked for again, so that one forgotten request does not stay for ever.
 Timeout = Annotated[float, Field(gt=0, le=86400, description="Seconds to wait at most.")]
@@ -21,6 +21,8 @@ class CreateBody(Model):
     keep_on_failure: bool = Field(default=False, description="Keep the instance when its first start fails.")
     remove_when_ended: bool = Field(default=False, description="Remove the instance when its run ends.")
     hold: Hold = ""
+    template: str = Field(default="", description="Start from this template; the spec must be like its own.")
+    cold: bool = Field(default=False, description="Boot it, though a template of its image would fit.")
     wait: Literal["none", "running", "ready"] = Field(
         default="running",
         description="`none`: answer when it is accepted; `running`: when it is made and runs.",
@@ -48,6 +50,13 @@ class ForkBody(VerbBody):
     remove_when_ended: bool = Field(default=False, description="Remove a copy when its run ends.")
     hold: Hold = ""
     wait: Literal["running", "ready"] = "ready"
+
+
+class TemplateBody(VerbBody):
+    pool: int | None = Field(default=None, ge=0, le=MAX_POOL, description="Copies spawned ahead.")
+    serves_image: bool | None = Field(
+        default=None, description="Whether new instances of its image start from it, where it fits."
+    )
 
 
 class CloneBody(VerbBody):

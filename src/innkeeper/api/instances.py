@@ -10,7 +10,16 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from innkeeper.api import schema
-from innkeeper.api.bodies import ApplyBody, CloneBody, CreateBody, ForkBody, StartBody, Timeout, VerbBody
+from innkeeper.api.bodies import (
+    ApplyBody,
+    CloneBody,
+    CreateBody,
+    ForkBody,
+    StartBody,
+    TemplateBody,
+    Timeout,
+    VerbBody,
+)
 from innkeeper.api.context import Ctx, answer, told_with_serial
 from innkeeper.api.holds import check_open, end_hold
 from innkeeper.api.render import full
@@ -29,6 +38,7 @@ from innkeeper.api.verbs.rm import rm
 from innkeeper.api.verbs.set import set_
 from innkeeper.api.verbs.start import start
 from innkeeper.api.verbs.stop import stop
+from innkeeper.api.verbs.template import TemplateOptions, template
 from innkeeper.api.verbs.wait import Awaited, wait
 from innkeeper.errors import GuestTimeout, InnkeeperError, StartFailed
 from innkeeper.spec.instance import InstanceUpdate
@@ -54,6 +64,8 @@ async def create_instance(ctx: Ctx, body: CreateBody) -> Response:
         keep_on_failure=body.keep_on_failure,
         remove_when_ended=body.remove_when_ended,
         hold=body.hold,
+        template=body.template,
+        cold=body.cold,
         until=body.wait,
         timeout_s=body.timeout_s,
     )
@@ -170,9 +182,16 @@ async def fork_instance(ctx: Ctx, name: str, body: ForkBody | None = None) -> Re
         {
             "instances": [full(view, deps.paths) for view in views],
             "parent": name,
-            "pause_ms": parent.status.pause_ms,
+            "pause_ms": 0.0 if parent.status.template else parent.status.pause_ms,
         }
     )
+
+
+@router.post(ONE + "/template", summary="Freeze it, for others to start from", responses=INSTANCE)
+async def template_instance(ctx: Ctx, name: str, body: TemplateBody | None = None) -> Response:
+    body = body or TemplateBody()
+    options = TemplateOptions(pool=body.pool, serves_image=body.serves_image, timeout_s=body.timeout_s)
+    return await answer(ctx, await told_with_serial(ctx, name, template(ctx.deps.repo, name, options)))
 
 
 @router.post(ONE + "/clone", summary="Make an independent copy of it", responses=INSTANCE)

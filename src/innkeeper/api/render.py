@@ -22,6 +22,7 @@ def short(view: InstanceView) -> dict[str, Any]:
         "uid": record.uid,
         "state": status.state.value,
         "ready": status.ready,
+        "template": bool(status.template),
         "accelerator": status.accelerator,
         "pid": status.pid,
         "host": record.host,
@@ -38,9 +39,9 @@ def short(view: InstanceView) -> dict[str, Any]:
 def damaged(name: str, why: str) -> dict[str, Any]:
     """The short form of an instance whose record cannot be read: one bad value hides no other."""
     return {
-        "name": name, "uid": "", "state": "damaged", "ready": False, "accelerator": "", "pid": 0, "host": "",
-        "image": "", "cpus": 0, "memory": 0, "addresses": [], "created_at": 0.0, "started_at": 0.0,
-        "note": why,
+        "name": name, "uid": "", "state": "damaged", "ready": False, "template": False, "accelerator": "",
+        "pid": 0, "host": "", "image": "", "cpus": 0, "memory": 0, "addresses": [], "created_at": 0.0,
+        "started_at": 0.0, "note": why,
     }  # fmt: skip
 
 
@@ -54,6 +55,7 @@ def full(view: InstanceView, paths: Paths) -> dict[str, Any]:
         "wanted": record.wanted.model_dump(mode="json"),
         "status": view.status.model_dump(mode="json", exclude={"uid"}),
         "image_id": record.image_id,
+        "fork": record.fork.model_dump(mode="json") if record.fork else None,
         "paths": {
             "state": str(files.directory),
             "run": str(paths.runtime(record.uid).directory),

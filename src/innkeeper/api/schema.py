@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from innkeeper.spec.host import HostRecord
 from innkeeper.spec.image import ImageRecord
-from innkeeper.spec.instance import InstanceSpec, InstanceStatus, Wanted
+from innkeeper.spec.instance import ForkOrigin, InstanceSpec, InstanceStatus, Wanted
 from innkeeper.spec.snapshot import SnapshotRecord
 
 
@@ -29,6 +29,7 @@ class InstanceShort(BaseModel):
     uid: str
     state: str
     ready: bool
+    template: bool
     accelerator: str
     pid: int
     host: str
@@ -53,6 +54,7 @@ class InstanceFull(InstanceShort):
     wanted: Wanted
     status: InstanceStatus
     image_id: str
+    fork: ForkOrigin | None
     paths: InstancePaths
     revision: int
 

@@ -25,10 +25,17 @@ class Creation:
     def __init__(self, app: App, options: dict[str, Any]) -> None:
         self._app = app
         self._name: str | None = options.get("name")
-        self.spec = specargs.build(options, specargs.read_user_data)
+        self._template: str | None = options.get("template")
+        if self._template:
+            base = app.client.instances.get_data(self._template)["spec"]
+            self.spec = specargs.of_copy(base, options)
+        else:
+            self.spec = specargs.build(options, specargs.read_user_data)
 
     def create(self, *, start: bool, wait: str, **options: Any) -> Instance:
         """Made, and when this returns `running` or `ready`, as `wait` says."""
+        if self._template:
+            options["template"] = self._template
         if self._name is not None:
             return self._try(self._name, start, wait, options)
         for _ in range(_NAME_ATTEMPTS - 1):

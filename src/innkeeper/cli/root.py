@@ -21,6 +21,7 @@ class Root(LazyGroup):
         "pause": ("pause", "Halt the vCPUs of VMs."),
         "resume": ("resume", "Let paused VMs run on."),
         "fork": ("fork", "Make copies of a VM as it is now."),
+        "template": ("template", "Freeze a VM, for others to start from."),
         "clone": ("clone", "Make an independent copy of a VM."),
         "try": ("try_", "Run a command in several forks of a VM, and compare."),
         "explain": ("explain", "Say what would block a verb, without doing it."),

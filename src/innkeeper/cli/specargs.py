@@ -242,6 +242,43 @@ def build(options: Mapping[str, Any], read_text: Callable[[str], str]) -> Json:
     return spec
 
 
+# Of a copy of a template only these can be told; the rest is its template's.
+_OWN_OF_COPY: Final = frozenset(
+    {"name", "template", "forward", "label", "restart_policy", "agent", "timeout_s", "detach", "remove",
+     "keep", "no_wait", "interactive", "cold"}
+)  # fmt: skip
+
+
+def of_copy(base: Json, options: Mapping[str, Any]) -> Json:
+    """The spec of a copy of a template with the spec `base`. Raises BadRequest for what it cannot have."""
+    other = sorted(
+        name
+        for name, value in options.items()
+        if value not in (None, (), "", False) and name not in _OWN_OF_COPY
+    )
+    if other:
+        words = ", ".join("an IMAGE" if name == "image" else "--" + name.replace("_", "-") for name in other)
+        raise errors.BadRequest(
+            f"A copy has what its template has: {words} cannot be given with --from", hint="leave it out"
+        )
+    networks = [dict(one) | {"mac": "", "forward": []} for one in base["networks"]]
+    if options.get("forward"):
+        if not networks:
+            raise errors.BadRequest("--forward needs a network, and the template has none")
+        networks[0]["forward"] = [forward(text) for text in options["forward"]]
+    display = base["display"] | {"vnc": "socket" if base["display"]["vnc"] else ""}
+    spec = base | {
+        "networks": networks,
+        "display": display,
+        "labels": pairs(options.get("label") or (), "label"),
+    }
+    if options.get("restart_policy"):
+        spec["restart_policy"] = options["restart_policy"]
+    if options.get("agent") is not None:
+        spec["wait_for_agent"] = options["agent"]
+    return spec
+
+
 def _origin(spec: Json, disks: list[Json], image: str | None, root_size: str | None, machine: str) -> None:
     """Where it boots from: an image of the catalogue, a disk image of one's own, or an ISO."""
     root: Json = {"name": "root"}

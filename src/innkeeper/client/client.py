@@ -99,9 +99,12 @@ class Instances:
         remove_when_ended: bool = False,
         keep_on_failure: bool = False,
         hold: str = "",
+        template: str = "",
+        cold: bool = False,
     ) -> Instance:
         """A new instance. `wait` is `none`, `running` or `ready`; when its start fails it is removed
-        again, unless `keep_on_failure`. `hold`: see client.hold."""
+        again, unless `keep_on_failure`. `hold`: see client.hold. It starts from that `template`, or from one
+        behind its image, if there is one like it and it is not to be `cold`."""
         body: Json = {
             "spec": dict(spec),
             "start": start,
@@ -113,6 +116,10 @@ class Instances:
             body["name"] = name
         if hold:
             body["hold"] = hold
+        if template:
+            body["template"] = template
+        if cold:
+            body["cold"] = True
         if timeout_s is not None:
             body["timeout_s"] = timeout_s
         data = self._transport.json("POST", "/v1/instances", body=body, timeout_s=verb_deadline(timeout_s))

@@ -79,6 +79,20 @@ class Instance(Inspectable):
         )
         return answer
 
+    def template(
+        self,
+        *,
+        pool: int | None = None,
+        serves_image: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> Instance:
+        """Freeze it, for others to start from, or change that of a template: how many copies are spawned
+        ahead, and whether new instances of its image start from it."""
+        body = {"pool": pool, "serves_image": serves_image}
+        return self._verb(
+            "template", {key: value for key, value in body.items() if value is not None}, timeout_s
+        )
+
     def clone(self, name: str, **options: Any) -> Instance:
         """An independent copy under that name; see client.clone for the options."""
         from innkeeper.client.clone import clone

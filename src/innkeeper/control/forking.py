@@ -25,6 +25,8 @@ def state(record: InstanceRecord, status: InstanceStatus, *, boots: bool = False
         yield ok(f"{record.name} is {status.state}: its disks are copied as they are")
     elif not active:
         yield ok(f"{record.name} is {status.state}: the copies are linked clones, which boot")
+    elif status.template and not boots:
+        yield ok(f"{record.name} is a template: the copies start from the moment it stands still at")
     elif status.state in IN_BETWEEN:
         what = f"{record.name} is {status.state}: it cannot be copied now"
         yield block(WrongState(what, hint="try again in a moment"))

@@ -18,6 +18,7 @@ import uvicorn
 
 from innkeeper.agent import facts as host_facts
 from innkeeper.agent.context import CHECKPOINTS, Context, crash_at
+from innkeeper.agent.pool import Pool
 from innkeeper.agent.reconcile import Reconciler
 from innkeeper.agent.recovery import recover
 from innkeeper.agent.service import LiveService
@@ -82,11 +83,14 @@ async def _serve(paths: Paths, options: Options) -> None:
         ctx = Context(paths, runner, QemuEngine(runner, clock), repo, clock, host)
         if point := os.environ.get("INNKEEPER_CRASH_AT"):
             ctx.checkpoint = crash_at(_known_checkpoint(point))
+        pool = Pool(ctx)
+        await pool.recover(ctx.engine.find_running())
         # Adopting VMs needs nothing of what the host's examination may take seconds for.
         (records, revision), host.facts = await asyncio.gather(recover(ctx), host_facts.gather(runner, paths))
         sweep_staging(paths.images)
         reconciler = Reconciler(ctx)
         stack.push_async_callback(reconciler.close)
+        stack.push_async_callback(pool.close)
         snapshots = SnapshotKeeper(ctx)
         stack.push_async_callback(snapshots.close)
         lease = await store.lease_grant(LEASE_TTL_S)
@@ -115,6 +119,7 @@ async def _serve(paths: Paths, options: Options) -> None:
         for work in (
             reconciler.run(),
             snapshots.run(),
+            pool.run(),
             keep_record(host, repo, clock, lease, ctx.freed),
             _compact(store),
         ):

@@ -283,6 +283,8 @@ class FakeEngine:
                 self.stand_ins[uid].die(-9)
             else:
                 self.replace(self.machines[uid], self.stand_ins[uid])
+        if uid not in self.machines:
+            self.machines[uid] = self.stand_ins.pop(uid)  # the one before it has ended
         machine = self.machines[uid]
         machine._queue = asyncio.Queue()
         return machine

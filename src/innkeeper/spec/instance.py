@@ -15,6 +15,8 @@ from innkeeper.units import GiB, KiB, MiB
 
 MAX_DISKS: Final = 24
 MAX_NETWORKS: Final = 8
+# Each spare is a QEMU of some 40 MB that waits.
+MAX_POOL: Final = 64
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 DiskBus = Literal["virtio", "scsi", "sata", "ide"]
@@ -205,6 +207,15 @@ class Revert(Model):
     start: bool = Field(description="It runs afterwards.")
 
 
+class Template(Model):
+    """It stands still, frozen, once it is ready: others start from that moment instead of booting."""
+
+    pool: int = Field(default=0, ge=0, le=MAX_POOL, description="Copies spawned ahead, waiting for a name.")
+    serves_image: bool = Field(
+        default=False, description="`inn run` of its image starts from it, where the settings are the same."
+    )
+
+
 class Wanted(Model):
     """What should be, as verbs leave it. Each verb raises `generation`; the agent answers for it."""
 
@@ -224,6 +235,7 @@ class Wanted(Model):
     change: int = Field(
         default=0, description="The last generation that changed the spec of what ran, to be taken up live."
     )
+    template: Template | None = None
 
 
 # What a fork is reckoned to write of its RAM: a quarter. An idle one writes some 10 MiB (bench/fork);
@@ -249,6 +261,7 @@ class ForkOrigin(Model):
     live: bool = Field(default=True, description="The parent ran: the fork begins with its RAM.")
     full: bool = Field(default=False, description="A clone: its disks are copied, it shares no layer.")
     durable: bool = Field(default=False, description="The moment is that of a snapshot, on disk.")
+    template: bool = Field(default=False, description="The parent is a template: the moment lasts.")
 
 
 class InstanceRecord(Model):
@@ -337,3 +350,5 @@ class InstanceStatus(Model):
     snapshot: str = Field(default="", description="The snapshot its disks derive from.")
     revert_begun: str = Field(default="", description="Token of the revert that has ended the run before it.")
     reverted: str = Field(default="", description="Token of the last revert carried out.")
+    template: str = Field(default="", description="It is frozen as a template: the token of that moment.")
+    spares: int = Field(default=0, description="Of a template: copies that wait for a name.")

@@ -3,6 +3,7 @@
     instances/NAME   InstanceRecord   what the user asked for
     status/NAME      StatusRecord     what the agent observed, and of which uid
     snapshots/INSTANCE/NAME  SnapshotRecord
+    spares/UID       SpareRecord      a template's copy that waits for a name
     images/NAME      ImageRecord
     hosts/NAME       HostRecord       under the daemon's lease
 
@@ -17,6 +18,7 @@ from typing import Final
 INSTANCES: Final = "instances/"
 STATUS: Final = "status/"
 SNAPSHOTS: Final = "snapshots/"
+SPARES: Final = "spares/"
 IMAGES: Final = "images/"
 HOSTS: Final = "hosts/"
 
@@ -36,6 +38,10 @@ def snapshot(instance: str, name: str) -> str:
 def snapshots_of(instance: str) -> str:
     """The prefix of all snapshots of one instance."""
     return f"{SNAPSHOTS}{instance}/"
+
+
+def spare(uid: str) -> str:
+    return SPARES + uid
 
 
 def image(name: str) -> str:

@@ -23,6 +23,7 @@ from innkeeper.store.kv import (
     Compare,
     Delete,
     KeyValue,
+    Op,
     Put,
     Store,
     absent,
@@ -31,6 +32,7 @@ from innkeeper.store.kv import (
 )
 from innkeeper.store.settle import Limit, Predicate
 from innkeeper.store.snapshots import Snapshots
+from innkeeper.store.spares import Claim, Spares
 from innkeeper.store.view import InstanceView, StatusRecord
 
 __all__ = ["InstanceView", "Repo", "StatusRecord", "Stored", "decode", "encode"]
@@ -63,6 +65,7 @@ class Repo:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.snapshots = Snapshots(store)
+        self.spares = Spares(store)
 
     # -- instances ---------------------------------------------------------------------------------
 
@@ -109,13 +112,21 @@ class Repo:
             )
         return InstanceView.of(record, result.revision, None)
 
-    async def create_instances(self, records: Sequence[InstanceRecord]) -> list[InstanceView]:
-        """Put several new records in one transaction. Raises NameTaken for the first name that is."""
+    async def create_instances(
+        self, records: Sequence[InstanceRecord], *, claims: Sequence[Claim] = ()
+    ) -> list[InstanceView]:
+        """Put several new records in one transaction, which takes the spares that some of them are to be.
+        Raises NameTaken for the first name that is, Conflict when a spare is gone."""
         names = [keys.instance(record.name) for record in records]
-        puts = [Put(key, encode(record)) for key, record in zip(names, records, strict=True)]
-        result = await self.store.txn([absent(key) for key in names], puts)
+        puts: list[Op] = [Put(key, encode(record)) for key, record in zip(names, records, strict=True)]
+        result = await self.store.txn(
+            [*(absent(key) for key in names), *(claim.compare for claim in claims)],
+            [*puts, *(claim.taken for claim in claims)],
+        )
         if not result.succeeded:
-            taken = next(key for key in names if key in result.current)
+            taken = next((key for key in names if key in result.current), None)
+            if taken is None:
+                raise Conflict("A spare was claimed by somebody else", hint="try once more")
             raise NameTaken(
                 f"There is an instance named {keys.name_of(taken)} already",
                 hint="choose other names, or remove it",

@@ -62,10 +62,10 @@ async def _of_running(
     ctx: Context, record: InstanceRecord, running: Running, token: str, file_systems: FileSystems
 ) -> None:
     files = ctx.paths.instance(record.uid)
-    plan = await _forkable_plan(ctx, record, running)
+    plan = await forkable_plan(ctx, record, running)
     quiesced = await file_systems.freeze()
     async with running.agent.channel.held(), AsyncExitStack() as undo:
-        frozen, own = _new_layers(ctx, plan, files, token, undo)
+        frozen, own = new_layers(ctx, plan, files, token, undo)
         directory = ctx.paths.moments / token
         directory.mkdir(mode=0o700)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -75,16 +75,16 @@ async def _of_running(
         ctx.checkpoint("fork.layers")
         halts = ctx.moments.halts(token)
         next_plan = replace(
-            plan, ram_private=True, disks=_over(plan.disks, own, frozen), paused=plan.paused or halts
+            plan, ram_private=True, disks=over(plan.disks, own, frozen), paused=plan.paused or halts
         )
         moment = Moment(running.machine.share_ram(), directory / "device-state")
-        taken = Taken(next_plan, moment, _for_copies(next_plan, frozen), directory, quiesced=quiesced)
+        taken = Taken(next_plan, moment, for_copies(next_plan, frozen), directory, quiesced=quiesced)
         # From here on copies may get ready to start, beside the stand-in.
         ctx.moments.prepare(record.uid, token, taken, _users(ctx, token))
-        new = await _stand_in(ctx, record, running, next_plan, undo, paused=plan.paused)
+        new = await stand_in(ctx, record, running, next_plan, undo, paused=plan.paused)
         ctx.checkpoint("fork.waiting")
         begun = time.perf_counter()
-        async with _within(PAUSE_DEADLINE_S):
+        async with within(PAUSE_DEADLINE_S):
             await running.machine.freeze(moment.state)
             ctx.checkpoint("fork.frozen")
             before = chains.read(files)
@@ -94,10 +94,10 @@ async def _of_running(
             await new.restore(moment, paused=next_plan.paused)
         taken.pause_ms = round((time.perf_counter() - begun) * 1000, 1)
         ctx.checkpoint("fork.restored")
-        _point_of_no_return(running, undo)
+        point_of_no_return(running, undo)
         taken.ready.set()  # not before: what a copy reads of the RAM, the old process must never write again
-        await _go_on_as(ctx, record, running, new, next_plan)
-    _drop_first_names(plan, own)
+        await go_on_as(ctx, record, running, new, next_plan)
+    drop_first_names(plan, own)
     running.forked = True
     await ctx.publish(record, pid=running.machine.pid, pause_ms=taken.pause_ms)
     if halts:
@@ -109,14 +109,14 @@ def _users(ctx: Context, token: str) -> set[str]:
     return {one.uid for one in ctx.records.values() if one.fork and one.fork.moment == token}
 
 
-def _drop_first_names(plan: LaunchPlan, own: Mapping[str, Layer]) -> None:
+def drop_first_names(plan: LaunchPlan, own: Mapping[str, Layer]) -> None:
     """A frozen layer has its name under layers/ now; the one it had as a top layer goes."""
     for disk in plan.disks:
         if disk.name in own:
             disk.chain[0].path.unlink(missing_ok=True)
 
 
-async def _forkable_plan(ctx: Context, record: InstanceRecord, running: Running) -> LaunchPlan:
+async def forkable_plan(ctx: Context, record: InstanceRecord, running: Running) -> LaunchPlan:
     """The plan of a process that can take over from the running one; refuses what cannot be forked."""
     ctx.checkpoint("fork.begun")
     refuse(forkable.of_running(ctx, record, running))
@@ -153,17 +153,17 @@ async def _promote(ctx: Context, record: InstanceRecord, running: Running, plan:
     """A fork's RAM is a view of its parent's; give it RAM of its own, live, so that it can be forked."""
     plan = replace(plan, ram_private=False)
     async with running.agent.channel.held(), AsyncExitStack() as undo:
-        new = await _stand_in(ctx, record, running, plan, undo, paused=plan.paused)
+        new = await stand_in(ctx, record, running, plan, undo, paused=plan.paused)
         ctx.checkpoint("promote.waiting")
         await new.receive(running.machine)
         ctx.checkpoint("promote.moved")
-        _point_of_no_return(running, undo)
-        await _go_on_as(ctx, record, running, new, plan, resume=not plan.paused)
+        point_of_no_return(running, undo)
+        await go_on_as(ctx, record, running, new, plan, resume=not plan.paused)
     ctx.checkpoint("promote.done")
     return plan
 
 
-async def _stand_in(
+async def stand_in(
     ctx: Context,
     record: InstanceRecord,
     running: Running,
@@ -192,14 +192,14 @@ async def _stay(running: Running, paused: bool) -> None:
     running.at_rest.set()
 
 
-def _point_of_no_return(running: Running, undo: AsyncExitStack) -> None:
+def point_of_no_return(running: Running, undo: AsyncExitStack) -> None:
     """The stand-in has all of it: from here on that one is the VM."""
     undo.pop_all()
     running.machine.retire()
 
 
 @contextlib.asynccontextmanager
-async def _within(deadline_s: float) -> AsyncIterator[None]:
+async def within(deadline_s: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(deadline_s):
             yield
@@ -207,7 +207,7 @@ async def _within(deadline_s: float) -> AsyncIterator[None]:
         raise EngineError(f"QEMU did not hand over the VM within {deadline_s:g} s") from None
 
 
-async def _go_on_as(
+async def go_on_as(
     ctx: Context,
     record: InstanceRecord,
     running: Running,
@@ -249,7 +249,7 @@ async def _replaced(
     running.at_rest.set()
 
 
-def _new_layers(
+def new_layers(
     ctx: Context, plan: LaunchPlan, files: InstanceFiles, token: str, undo: ExitStack | AsyncExitStack
 ) -> tuple[Chains, dict[str, Layer]]:
     """For each disk that is written: its top layer under a name of its own in layers/ (the frozen chain
@@ -278,14 +278,14 @@ def _new_layers(
     return frozen, own
 
 
-def _over(disks: tuple[DiskPlan, ...], own: dict[str, Layer], frozen: Chains) -> tuple[DiskPlan, ...]:
+def over(disks: tuple[DiskPlan, ...], own: dict[str, Layer], frozen: Chains) -> tuple[DiskPlan, ...]:
     return tuple(
         replace(disk, chain=(own[disk.name], *frozen[disk.name])) if disk.name in own else disk
         for disk in disks
     )
 
 
-def _for_copies(plan: LaunchPlan, frozen: Chains) -> Chains:
+def for_copies(plan: LaunchPlan, frozen: Chains) -> Chains:
     return {disk.name: frozen.get(disk.name, disk.chain) for disk in plan.disks}
 
 
@@ -295,7 +295,7 @@ def _of_stopped(ctx: Context, record: InstanceRecord, token: str) -> None:
     plan = plan_of(ctx, record)
     refuse(forkable.of_disks(plan, files, ctx.paths.layers))
     with ExitStack() as undo:
-        frozen, own = _new_layers(ctx, plan, files, token, undo)
+        frozen, own = new_layers(ctx, plan, files, token, undo)
         directory = ctx.paths.moments / token
         directory.mkdir(mode=0o700)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -306,7 +306,7 @@ def _of_stopped(ctx: Context, record: InstanceRecord, token: str) -> None:
         chains.write(files, {**before, **{name: (own[name], *frozen[name]) for name in own}})
         ctx.checkpoint("fork.chained")
         undo.pop_all()
-    _drop_first_names(plan, own)
-    taken = Taken(None, None, _for_copies(plan, frozen), directory)
+    drop_first_names(plan, own)
+    taken = Taken(None, None, for_copies(plan, frozen), directory)
     taken.ready.set()
     ctx.moments.prepare(record.uid, token, taken, _users(ctx, token))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import expects_agent, image_of
 from innkeeper.drivers.storage.files import require_free
+from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan, Machine, Moment
 from innkeeper.errors import EngineError, NoCapacity, StartFailed
 from innkeeper.guest.agent import GuestAgent
@@ -30,6 +31,7 @@ class Source:
 
     moment: Moment
     ready: Callable[[], Awaitable[None]] | None = None
+    waiting: Machine | None = None  # was spawned ahead for it
 
 
 NO_AGENT_NOTE = (
@@ -52,9 +54,13 @@ async def launch(
     planned = time.perf_counter()
     async with AsyncExitStack() as undo:
         async with ctx.launch_slots:
-            moment = source.moment if source else None
-            machine = await ctx.engine.launch(plan, files, ctx.owner(record.uid), moment)
+            machine = source.waiting if source else None
+            if machine is None:
+                moment = source.moment if source else None
+                machine = await ctx.engine.launch(plan, files, ctx.owner(record.uid), moment)
             undo.push_async_callback(machine.kill)
+            if source and source.waiting:
+                plan_file.save(files, plan)  # it has a name now
             times = dict(machine.times_ms)
             if source is not None:
                 times["restore"] = await _restored(machine, source, plan)
@@ -77,7 +83,7 @@ async def launch(
             cpus=plan.cpus,
             cpus_max=plan.cpus_max or plan.cpus,
             changed=record.wanted.change,
-            started_at=machine.started_at,
+            started_at=running.woke_at if source and source.waiting else machine.started_at,
             ready=ready and not (source and machine.agent_open),
             note=_note(running) if source and not machine.agent_open else "",
             times_ms={

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
@@ -15,6 +13,7 @@ from innkeeper.control.admission import fitted_to_image
 from innkeeper.control.placement import pinned_machine
 from innkeeper.errors import Unsupported
 from innkeeper.spec.base import check_name
+from innkeeper.spec.differences import differences
 from innkeeper.spec.host import HostRecord
 from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, InstanceStatus
 from innkeeper.spec.livechange import Effects
@@ -59,6 +58,8 @@ async def apply(
         changed = tuple(differences(record.spec, wanted))
         _refuse_fixed(record, wanted)
         follows = what_follows(changed, wanted, status)
+        if follows.now or follows.later:
+            change.refuse_template(record)
         if dry_run or not (changed or follows.now):
             return None
         return with_spec(record, wanted, follows)
@@ -72,25 +73,6 @@ async def apply(
 
 def _reasons(follows: Effects) -> dict[str, str]:
     return {path: why for path, why in follows.later.items() if why}
-
-
-def differences(old: InstanceSpec, new: InstanceSpec) -> list[str]:
-    """The paths that differ, such as `cpu.count` and `disks.0.size`, in the order of the spec."""
-    return list(_differ("", old.model_dump(mode="json"), new.model_dump(mode="json")))
-
-
-def _differ(path: str, old: Any, new: Any) -> Iterator[str]:
-    if old == new:
-        return
-    if isinstance(old, dict) and isinstance(new, dict) and path != "labels":
-        pairs = [(key, old.get(key), new.get(key)) for key in {**old, **new}]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(str(place), *both) for place, both in enumerate(zip(old, new, strict=True))]
-    else:
-        yield path
-        return
-    for key, before, after in pairs:
-        yield from _differ(f"{path}.{key}" if path else key, before, after)
 
 
 def _keep_pin(spec: InstanceSpec, old: InstanceSpec, hosts: list[HostRecord]) -> InstanceSpec:

@@ -42,6 +42,15 @@ def refuse_removed(record: InstanceRecord) -> None:
         )
 
 
+def refuse_template(record: InstanceRecord) -> None:
+    """What would change the moment that others start from, or needs a guest that runs."""
+    if record.wanted.template is not None:
+        raise WrongState(
+            f"{record.name} is a template: it stands still, so that others start from it",
+            hint=f"do it with a copy: inn fork {record.name}; or let it run on: inn resume {record.name}",
+        )
+
+
 async def settled(repo: Repo, view: InstanceView, limit: Limit) -> InstanceView:
     """Wait for the agent's answer to what `view` wants."""
     record = view.record

@@ -9,11 +9,14 @@ from typing import Literal
 
 from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
+from innkeeper.api.verbs.fork import ForkOptions, begin
 from innkeeper.api.verbs.wait import wait
 from innkeeper.clock import Clock
+from innkeeper.control import forking, templating
 from innkeeper.control.admission import fitted_to_image
-from innkeeper.errors import Conflict, InnkeeperError, NameTaken, NotFound, WrongState
+from innkeeper.errors import Conflict, InnkeeperError, NameTaken, NotFound, Unsupported, WrongState
 from innkeeper.spec.base import check_name
+from innkeeper.spec.finding import refuse
 from innkeeper.spec.image import ImageRecord
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, Power, Wanted
 from innkeeper.store.kv import Compare, unchanged
@@ -26,9 +29,12 @@ Until = Literal["none", "running", "ready"]
 
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """`until` none: as soon as it is accepted; running: made, and running if it is started."""
+    """`until` none: as soon as it is accepted; running: made, and running if it is started. `template`: which
+    one to start from; without, one behind the image is taken where it fits, unless `cold`."""
 
     start: bool = False
+    template: str = ""
+    cold: bool = False
     keep_on_failure: bool = False
     remove_when_ended: bool = False
     hold: str = ""
@@ -80,6 +86,14 @@ async def _accepted(
             raise _taken(name)
         image, guards = await _image_of(repo, spec)
         fitted = fitted_to_image(spec, image) if image else spec
+        parent = await _template_of(repo, fitted, image, options)
+        if parent is not None:
+            try:
+                return await _from_template(repo, clock, parent, name or _own_name(spec), fitted, options)
+            except NameTaken:
+                if name:
+                    raise
+                continue
         async with admission.turn(fitted, to_run=options.start) as placement:
             machine = fitted.machine.model_copy(update={"type": placement.machine_type})
             record = InstanceRecord(
@@ -105,6 +119,39 @@ async def _accepted(
             except Conflict:
                 pass
     raise Conflict("The image is being changed by others all the time", hint="try again in a moment")
+
+
+async def _template_of(
+    repo: Repo, spec: InstanceSpec, image: ImageRecord | None, options: CreateOptions
+) -> InstanceView | None:
+    """The template to start it from, if there is to be one."""
+    if options.template:
+        view = await repo.view(options.template)
+        change.refuse_removed(view.record)
+        if not view.status.template:
+            raise WrongState(
+                f"{view.name} is no template", hint=f"make it one: inn template {view.name}; or fork it"
+            )
+        if other := templating.unlike(view.record, spec):
+            raise Unsupported(
+                f"A copy of template {view.name} cannot differ from it in {', '.join(other)}",
+                hint="leave those out, or boot it: inn run IMAGE --cold",
+            )
+        return view
+    if image is None or options.cold or not options.start:
+        return None
+    return templating.behind_image(spec, image.id, await repo.instances())
+
+
+async def _from_template(
+    repo: Repo, clock: Clock, parent: InstanceView, name: str, spec: InstanceSpec, options: CreateOptions
+) -> InstanceView:
+    refuse(forking.room(parent.record, 1, await repo.hosts()))
+    machine = spec.machine.model_copy(update={"type": parent.record.spec.machine.type})
+    how = ForkOptions(remove_when_ended=options.remove_when_ended, hold=options.hold)
+    wanted = spec.model_copy(update={"machine": machine})
+    (view,) = await begin(repo, clock, parent, [name], how, wanted)
+    return view
 
 
 def _taken(name: str) -> NameTaken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import uuid
@@ -15,8 +16,9 @@ from innkeeper.api.verbs.wait import wait
 from innkeeper.clock import Clock
 from innkeeper.control import forking
 from innkeeper.control.lifecycle import is_active
-from innkeeper.errors import BadRequest, InnkeeperError
+from innkeeper.errors import BadRequest, Conflict, InnkeeperError
 from innkeeper.spec.base import check_name
+from innkeeper.spec.copying import spec_of_copy
 from innkeeper.spec.finding import refuse
 from innkeeper.spec.instance import ForkOrigin, InstanceRecord, InstanceSpec, Power, Wanted
 from innkeeper.store.repo import Repo
@@ -24,6 +26,8 @@ from innkeeper.store.settle import Deadline
 from innkeeper.store.view import InstanceView
 
 MAX_COUNT: Final = 1000
+# Each attempt that fails means that somebody else got a spare, so this bounds nothing but a bug.
+CLAIM_ATTEMPTS: Final = 8
 _PLACE: Final = re.compile(r"\{n?\}")
 
 
@@ -55,17 +59,45 @@ async def fork(repo: Repo, clock: Clock, name: str, options: ForkOptions) -> lis
         refuse(forking.room(parent.record, options.count, await repo.hosts()))
     existing = {view.name for view in await repo.instances()}
     names = names_of(name, options.count, options.pattern, existing)
-    token = secrets.token_hex(8)
-    records = [
-        record_of_copy(parent.record, child, index, token, clock.time(), live=live, options=options)
-        for index, child in enumerate(names)
-    ]
-    views = await repo.create_instances(records)
+    views = await begin(repo, clock, parent, names, options)
     try:
         return await asyncio.gather(*(_awaited(repo, view, options, deadline) for view in views))
     except InnkeeperError:
-        await _give_up(repo, records)
+        await _give_up(repo, [view.record for view in views])
         raise
+
+
+async def begin(
+    repo: Repo,
+    clock: Clock,
+    parent: InstanceView,
+    names: list[str],
+    options: ForkOptions,
+    spec: InstanceSpec | None = None,
+) -> list[InstanceView]:
+    """Write the records of the copies, all in one transaction; of `spec` instead of the parent's, if given.
+    Copies of a template are those that wait already, as far as there are any."""
+    template, live = parent.status.template, is_active(parent.record, parent.status)
+    token, now = template or secrets.token_hex(8), clock.time()
+    records = [
+        record_of_copy(
+            parent.record, child, index, token, now, live=live, template=template != "", options=options
+        )
+        for index, child in enumerate(names)
+    ]
+    if spec is not None:
+        records = [record.model_copy(update={"spec": spec}) for record in records]
+    # A port that leads to it is made with its QEMU, so one that waits cannot have it.
+    plain = not any(network.forward for record in records for network in record.spec.networks)
+    for _ in range(CLAIM_ATTEMPTS if template and plain else 0):
+        claims = await repo.spares.ready_of(token, len(records))
+        given = [
+            record.model_copy(update={"uid": claim.uid})
+            for record, claim in zip(records, claims, strict=False)
+        ]
+        with contextlib.suppress(Conflict):  # somebody else was faster
+            return await repo.create_instances([*given, *records[len(given) :]], claims=claims)
+    return await repo.create_instances(records)
 
 
 def names_of(parent: str, count: int, pattern: str, existing: set[str]) -> list[str]:
@@ -98,6 +130,7 @@ def record_of_copy(
     now: float,
     *,
     live: bool,
+    template: bool = False,
     options: ForkOptions,
 ) -> InstanceRecord:
     starts = live or options.start
@@ -122,16 +155,9 @@ def record_of_copy(
             index=index,
             ssh_keys=options.ssh_keys,
             live=live,
+            template=template,
         ),
     )
-
-
-def spec_of_copy(spec: InstanceSpec) -> InstanceSpec:
-    """The parent's, without what only one VM can have: its host ports and its MAC addresses."""
-    networks = tuple(one.model_copy(update={"mac": "", "forward": ()}) for one in spec.networks)
-    vnc = "socket" if spec.display.vnc else ""
-    display = spec.display.model_copy(update={"vnc": vnc})
-    return spec.model_copy(update={"networks": networks, "display": display})
 
 
 async def _awaited(repo: Repo, view: InstanceView, options: ForkOptions, deadline: Deadline) -> InstanceView:

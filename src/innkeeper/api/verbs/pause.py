@@ -17,6 +17,7 @@ async def pause(repo: Repo, name: str, *, timeout_s: float | None = None) -> Ins
 
 def _paused(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord | None:
     change.refuse_removed(record)
+    change.refuse_template(record)
     if record.wanted.power is Power.PAUSED and status.state in (State.PAUSED, State.RUNNING):
         return None
     if status.state not in (State.RUNNING, State.PAUSED, State.HUNG) or record.wanted.power is Power.OFF:

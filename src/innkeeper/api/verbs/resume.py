@@ -1,4 +1,4 @@
-"""resume: let a paused instance run on; a running one is left as it is."""
+"""resume: let a paused instance, or a template, run on; a running one is left as it is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ async def resume(repo: Repo, name: str, *, timeout_s: float | None = None) -> In
 
 def _resumed(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord | None:
     change.refuse_removed(record)
+    if record.wanted.template is not None:
+        return change.raised(record, template=None)
     wanted = record.wanted.power
     if wanted is Power.ON and status.state is State.RUNNING:
         return None

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from innkeeper.api.verbs import change
-from innkeeper.api.verbs.apply import differences
 from innkeeper.api.verbs.respec import NOTHING, carried_out, what_follows, with_spec
 from innkeeper.errors import Refused, Unsupported
+from innkeeper.spec.differences import differences
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, InstanceUpdate
 from innkeeper.store.repo import Repo
 from innkeeper.store.view import InstanceView
@@ -25,6 +25,8 @@ async def set_(repo: Repo, name: str, update: InstanceUpdate) -> InstanceView:
         change.refuse_removed(record)
         spec = merged(record.spec, update)
         follows = what_follows(tuple(differences(record.spec, spec)), spec, status)
+        if follows.now or follows.later:
+            change.refuse_template(record)
         if follows.later:
             raise _not_now(name, follows.later)
         if spec == record.spec and not follows.now:

@@ -42,6 +42,7 @@ async def snapshot_create(
     """
     view = await repo.view(name)
     change.refuse_removed(view.record)
+    change.refuse_template(view.record)
     live = is_active(view.record, view.status)
     if live and view.status.state not in (State.RUNNING, State.PAUSED):
         raise WrongState(

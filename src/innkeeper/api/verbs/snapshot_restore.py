@@ -9,11 +9,11 @@ from typing import Literal
 
 from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
-from innkeeper.api.verbs.fork import spec_of_copy
 from innkeeper.api.verbs.wait import wait
 from innkeeper.clock import Clock
 from innkeeper.control.lifecycle import is_active
 from innkeeper.errors import Conflict, WrongState
+from innkeeper.spec.copying import spec_of_copy
 from innkeeper.spec.instance import (
     ForkOrigin,
     InstanceRecord,
@@ -88,6 +88,7 @@ async def _in_place(
 ) -> InstanceView:
     def reverted(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord:
         change.refuse_removed(record)
+        change.refuse_template(record)
         runs = status.state in RUNS
         if is_active(record, status) and not runs:
             raise WrongState(

@@ -32,14 +32,15 @@ def list_(app: App, state: str | None, quiet: bool) -> None:
 
     One line per VM, sorted by name. READY says whether the guest is up (its agent answers, or for
     guests without one: it runs); ACCEL is kvm or tcg; AGE is the time since it was created. TCG
-    emulates the CPU: it is slower, and not a security boundary against a hostile guest.
+    emulates the CPU: it is slower, and not a security boundary against a hostile guest. A VM in state
+    template stands still, and others start from it.
 
-    With --json: an array of objects with name, uid, state, ready, accelerator, pid, host, image,
-    cpus, memory (bytes), addresses, created_at, started_at and note.
+    With --json: an array of objects with name, uid, state, ready, template, accelerator, pid, host,
+    image, cpus, memory (bytes), addresses, created_at, started_at and note.
     """
     instances = app.client.instances.list_data()
     if state is not None:
-        instances = [item for item in instances if item.get("state") == state]
+        instances = [item for item in instances if state in (item.get("state"), shown_state(item))]
     if app.json:
         print_json(instances)
     elif quiet:
@@ -51,11 +52,15 @@ def list_(app: App, state: str | None, quiet: bool) -> None:
             note("no VMs here; make one with inn run tiny")
 
 
+def shown_state(item: dict[str, Any]) -> object:
+    return "template" if item.get("template") else item.get("state")
+
+
 def _row(item: dict[str, Any]) -> tuple[object, ...]:
     memory = item.get("memory")
     return (
         item["name"],
-        item.get("state"),
+        shown_state(item),
         "yes" if item.get("ready") else "no",
         item.get("accelerator"),
         item.get("cpus"),

@@ -8,7 +8,7 @@ import click
 from click.exceptions import Exit
 
 from innkeeper.cli.app import App, note
-from innkeeper.cli.command import tail_of, verb
+from innkeeper.cli.command import complete_instances, tail_of, verb
 from innkeeper.cli.interrupts import orderly_signals
 from innkeeper.cli.output import print_json
 from innkeeper.cli.types import timeout_option
@@ -17,11 +17,13 @@ from innkeeper.errors import InnkeeperError, NotFound
 
 if TYPE_CHECKING:
     from innkeeper.cli.creation import Creation
+    from innkeeper.client.instance import Instance
 
 
 @verb(
     "run",
-    synopsis="inn run IMAGE|PATH [OPTIONS] [-d] [--rm]\ninn run IMAGE|PATH [OPTIONS] -- CMD [ARG]...",
+    synopsis="inn run IMAGE|PATH [OPTIONS] [-d] [--rm]\ninn run IMAGE|PATH [OPTIONS] -- CMD [ARG]...\n"
+    "inn run --from TEMPLATE [--name NAME] [--forward ...] [-d] [--rm] [-- CMD [ARG]...]",
     examples="""
 inn run tiny                                     a VM, and its console
 inn run tiny -- uname -a                         one command in a VM that is gone afterwards
@@ -29,6 +31,7 @@ inn run -d debian --name web --forward 8080:80   in the background
 inn run ./disk.qcow2 --memory 2GiB --vnc 127.0.0.1:5900
 inn run ./installer.iso --disk 20GiB --boot cdrom,disk
 inn run --kernel ./vmlinuz --initrd ./initrd.img --append "console=ttyS0 quiet"
+inn run --from web -- make test                  in a copy of the template web; see inn template
 tar -c . | inn run tiny -- tar -t                input and output go through
 """,
     exit_status={
@@ -40,6 +43,11 @@ tar -c . | inn run tiny -- tar -t                input and output go through
     tail=True,
 )
 @vm_options
+@click.option(
+    "--from", "template", metavar="TEMPLATE", shell_complete=complete_instances,
+    help="Start from this template (inn template) instead of booting.",
+)  # fmt: skip
+@click.option("--cold", is_flag=True, help="Boot it, though a template of the image would fit.")
 @click.option("-d", "--detach", is_flag=True, help="Do not attach: wait until ready, and print the name.")
 @click.option("--rm", "remove", is_flag=True, help="Remove the VM when it ends (with CMD: after CMD).")
 @click.option("--keep", is_flag=True, help="With CMD: do not remove the VM afterwards.")
@@ -54,6 +62,9 @@ def run(app: App, **options: Any) -> None:
 
     On a terminal, the console is attached (ctrl-] leaves it, and the VM runs on). Elsewhere, and
     with -d, it waits until the guest is up and prints the name of the VM.
+
+    Where the image has a template (inn template) with the same settings, the VM starts from that, in a
+    fraction of a second; a line on stderr says so. With --cold it boots.
 
     With CMD, the command is run in the guest as soon as that is up; output and exit status are the
     command's. Such a VM is removed afterwards, unless it was given a --name, -d or --keep.
@@ -78,7 +89,9 @@ def run(app: App, **options: Any) -> None:
             wait="running" if early else "ready",
             timeout_s=options["timeout_s"],
             remove_when_ended=options["remove"],
+            cold=options["cold"],
         )
+    _tell_template(instance, options)
     if app.json:
         print_json(instance.data)
     elif attached:
@@ -105,8 +118,13 @@ def _run_command(app: App, creation: Creation, argv: list[str], options: dict[st
         # Of an image we know whether it has an agent; here, the command needs one.
         creation.spec.setdefault("wait_for_agent", True)
     instance = creation.create(
-        start=True, wait="ready", timeout_s=options["timeout_s"], remove_when_ended=removed
+        start=True,
+        wait="ready",
+        timeout_s=options["timeout_s"],
+        remove_when_ended=removed,
+        cold=options["cold"],
     )
+    _tell_template(instance, options)
     try:
         status, answer = guestexec.run(app, instance.name, argv, interactive=options["interactive"])
     finally:
@@ -115,6 +133,13 @@ def _run_command(app: App, creation: Creation, argv: list[str], options: dict[st
     if app.json:
         print_json(answer | {"removed": removed})
     return status
+
+
+def _tell_template(instance: Instance, options: dict[str, Any]) -> None:
+    """That it did not boot, where nobody asked for that."""
+    fork = instance.data.get("fork")
+    if fork and fork["template"] and not options["template"]:
+        note(f"{instance.name} runs on from the template {fork['parent']}; --cold boots it")
 
 
 def _remove(app: App, name: str) -> None:
