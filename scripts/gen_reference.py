@@ -122,7 +122,8 @@ class _NoDaemon:
 
 def _openapi() -> dict[str, Any]:
     nothing: Any = _NoDaemon()
-    parts = dict.fromkeys(("store", "repo", "paths", "clock", "live", "images", "doctor"), nothing)
+    names = ("store", "repo", "paths", "clock", "live", "metering", "images", "doctor")
+    parts = dict.fromkeys(names, nothing)
     deps = ApiDeps(**parts, host="", version="1", mode="session", started_at=0.0)
     document: dict[str, Any] = create_app(deps).openapi()
     return document

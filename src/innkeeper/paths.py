@@ -3,6 +3,7 @@
 STATE (system: /var/lib/innkeeper, session: $XDG_DATA_HOME/innkeeper, or INNKEEPER_STATE)
   store.db, store.db.lock     what users asked for; the lock is held while a daemon runs
   daemon.log                  the daemon's own log when it was started in the background
+  history                     what the host used, of the last day
   cache/                      found out about this host; may be deleted
     kvm.json                  the verdict on /dev/kvm, valid for one boot
     qemu.json                 versions and machine types of the QEMU binaries
@@ -13,6 +14,7 @@ STATE (system: /var/lib/innkeeper, session: $XDG_DATA_HOME/innkeeper, or INNKEEP
     seed.iso                  cloud-init seed
     console.log               serial output, kept
     qemu.log                  what QEMU wrote to stderr
+    history                   what it used, of the last day (agent/sampling)
   layers/                     frozen disk layers, shared; named by the moment they are of
   snapshots/<id>/             ram (or ram.zst), device-state, vars.fd, plan.json, chains.json
 RUN (system: /run/innkeeper, session: $XDG_RUNTIME_DIR/innkeeper, or INNKEEPER_STATE/run)
@@ -52,6 +54,10 @@ class InstanceFiles:
     @property
     def qemu_log(self) -> Path:
         return self.directory / "qemu.log"
+
+    @property
+    def history(self) -> Path:
+        return self.directory / "history"
 
     @property
     def chains(self) -> Path:
@@ -148,6 +154,10 @@ class Paths:
     @property
     def daemon_log(self) -> Path:
         return self.state / "daemon.log"
+
+    @property
+    def host_history(self) -> Path:
+        return self.state / "history"
 
     @property
     def kvm_verdict(self) -> Path:

@@ -31,6 +31,7 @@ from innkeeper.spec.inspection import (
     NetInspection,
 )
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State, Wanted
+from innkeeper.spec.metrics import CpuMetrics, History, HostMetrics, InstanceMetrics, MemoryMetrics, Metrics
 from innkeeper.store.memory import MemoryStore
 from innkeeper.store.repo import Repo
 from innkeeper.units import GiB, MiB
@@ -228,6 +229,30 @@ class FakeImages:
         await self.repo.delete_image(name)
 
 
+class FakeMetering:
+    """Knows one instance, `off`, and the host."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    async def metrics(self, max_age_s: float | None = None) -> Metrics:
+        self.asked.append(("metrics", max_age_s))
+        host = HostMetrics(
+            name="h1", at=1.0, cpus=2, used=0.5, load=(0.1, 0.2, 0.3), memory_bytes=8 * GiB,
+            memory_available_bytes=6 * GiB, swap_bytes=0, swap_free_bytes=0,
+        )  # fmt: skip
+        off = InstanceMetrics(
+            name="off", uid=UID, state="stopped", accelerator="", pid=0, at=0.0,
+            cpu=CpuMetrics(given=1), memory=MemoryMetrics(given=256 * MiB),
+        )  # fmt: skip
+        return Metrics(host=host, instances=(off,))
+
+    def history(self, name: str, since: float, resolution_s: float) -> History:
+        self.asked.append(("history", name, since, resolution_s))
+        values: dict[str, tuple[float | None, ...]] = {"cpu": (0.5, None)}
+        return History(name=name or "h1", step_s=60, times=(0.0, 60.0), average=values, peak=values)
+
+
 async def doctor(*, fix: bool = False) -> list[dict[str, Any]]:
     verdict = "ok" if fix else "warn"
     return [{"name": "kvm", "verdict": verdict, "detail": "", "repair": "", "fixable": True}]
@@ -241,6 +266,7 @@ class Api:
     store: MemoryStore
     repo: Repo
     live: FakeLive
+    metering: FakeMetering
     images: FakeImages
     deps: ApiDeps
     settler: Settler = field(init=False)
@@ -264,13 +290,14 @@ class Api:
 def build(directory: Path) -> Api:
     store = MemoryStore()
     repo = Repo(store)
-    live, images = FakeLive(directory), FakeImages(repo)
+    live, metering, images = FakeLive(directory), FakeMetering(), FakeImages(repo)
     deps = ApiDeps(
         store=store,
         repo=repo,
         paths=Paths(directory / "state", directory / "run"),
         clock=SystemClock(),
         live=live,
+        metering=metering,
         images=images,
         doctor=doctor,
         host="h1",
@@ -278,7 +305,7 @@ def build(directory: Path) -> Api:
         mode="session",
         started_at=1.0,
     )
-    return Api(create_app(deps), store, repo, live, images, deps)
+    return Api(create_app(deps), store, repo, live, metering, images, deps)
 
 
 async def seed(api: Api) -> None:

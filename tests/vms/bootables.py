@@ -1,5 +1,6 @@
 """Guests without an operating system: boot sectors that say a line on the serial port and then halt,
-shut down, echo, or wait for the power button. They start in a fraction of a second and need 16 MiB."""
+shut down, echo, wait for the power button, spin, or read their disk. They start in a fraction of a
+second and need 16 MiB."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ import io
 from pathlib import Path
 from typing import Final, Literal
 
-Kind = Literal["halt", "shutdown", "echo", "button"]
+Kind = Literal["halt", "shutdown", "echo", "button", "spin", "read"]
 
-KINDS: Final[tuple[Kind, ...]] = ("halt", "shutdown", "echo", "button")
+KINDS: Final[tuple[Kind, ...]] = ("halt", "shutdown", "echo", "button", "spin", "read")
 GREETING: Final = "INN-BOOTED"
 
 _HALT: Final = bytes.fromhex("f4 eb fd")  # 1: hlt; jmp 1b
@@ -24,6 +25,9 @@ _ENDINGS: Final[dict[Kind, bytes]] = {
     "button": bytes.fromhex("ba 02 06  b8 00 01  ef  fb  f4  ba 00 06  ed  f6 c4 01  74 f6")
     + bytes.fromhex("ba 04 06  b8 00 20  ef")
     + _HALT,
+    "spin": bytes.fromhex("eb fe"),
+    # 1: es = 0; read a sector of the first disk to 0x8000 (int 13h, function 2); jmp 1b
+    "read": bytes.fromhex("31 c0  8e c0  b8 01 02  bb 00 80  b9 01 00  ba 80 00  cd 13  eb ec"),
 }
 _SECTOR: Final = 512
 

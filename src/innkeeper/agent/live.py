@@ -21,6 +21,7 @@ from innkeeper.spec.inspection import (
     MemoryMap,
     NetInspection,
 )
+from innkeeper.spec.metrics import History, Metrics
 
 LogSource = Literal["console", "qemu"]
 STDOUT = 1
@@ -119,3 +120,14 @@ class Live(Protocol):
     async def explain_fork(self, name: str, *, copied: bool = False) -> list[Finding]:
         """What on this host speaks for and against a fork of it now, or with `copied` a clone. Works while
         stopped."""
+
+
+class Metering(Protocol):
+    """What VMs and their host use. Never waits for a VM that hangs."""
+
+    async def metrics(self, max_age_s: float | None = None) -> Metrics:
+        """All instances, sorted by name; with `max_age_s` read again if what is known is older."""
+
+    def history(self, name: str, since: float, resolution_s: float) -> History:
+        """Of an instance, or of the host for the empty name: what ended after `since` (seconds since the
+        epoch), in buckets of about `resolution_s` seconds. Raises NotFound."""

@@ -23,6 +23,7 @@ from innkeeper.api import (
     images,
     inspect,
     instances,
+    metrics,
     snapshots,
     sockets,
     streams,
@@ -65,7 +66,20 @@ def create_app(deps: ApiDeps) -> FastAPI:
     )
     index = Index(deps.store, deps.paths)
     app.state.context = Context(deps, index, Admission(deps.repo, index, deps.look_again))
-    for family in (instances, snapshots, explain, inspect, holds, streams, sockets, images, host, events):
+    families = (
+        instances,
+        snapshots,
+        explain,
+        inspect,
+        holds,
+        streams,
+        sockets,
+        images,
+        host,
+        metrics,
+        events,
+    )
+    for family in families:
         app.include_router(family.router)
     app.add_exception_handler(InnkeeperError, _on_innkeeper_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from innkeeper.agent.live import Live
+from innkeeper.agent.live import Live, Metering
 from innkeeper.api.admit import Admission
 from innkeeper.api.index import Index
 from innkeeper.clock import Clock
@@ -51,6 +51,7 @@ class ApiDeps:
     paths: Paths
     clock: Clock
     live: Live
+    metering: Metering
     images: ImageService
     doctor: Doctor
     host: str

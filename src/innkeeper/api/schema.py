@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from innkeeper.spec.host import HostRecord
 from innkeeper.spec.image import ImageRecord
 from innkeeper.spec.instance import ForkOrigin, InstanceSpec, InstanceStatus, Wanted
+from innkeeper.spec.metrics import History, Metrics
 from innkeeper.spec.snapshot import SnapshotRecord
 
 
@@ -146,7 +147,16 @@ ERRORS: Final[Responses] = {
     500: {"model": ErrorResponse, "description": "It was tried and failed; or a bug, with an id in the log."},
 }
 
-__all__ = ["ERRORS", "HostRecord", "ImageRecord", "SnapshotRecord", "answers", "streams"]
+__all__ = [
+    "ERRORS",
+    "History",
+    "HostRecord",
+    "ImageRecord",
+    "Metrics",
+    "SnapshotRecord",
+    "answers",
+    "streams",
+]
 
 
 def answers(model: type[BaseModel]) -> Responses:

@@ -57,6 +57,12 @@ class Client:
         answer: Json = self.transport.json("GET", "/v1/version", timeout_s=timeout_s)
         return answer
 
+    def metrics(self, *, max_age_s: float | None = None) -> Json:
+        """What all instances and the host use now: `host`, `instances`. With `max_age_s` they are read
+        again if what is known is older; without, they are at most some seconds old."""
+        answer: Json = self.transport.json("GET", "/v1/metrics", query={"max_age_s": max_age_s})
+        return answer
+
     def events(self, *, since: int | None = None, prefix: str | None = None) -> Iterator[ServerEvent]:
         """Every change in the store, as it happens, from the revision `since` on."""
         return self.transport.events("GET", "/v1/events", query={"from": since, "prefix": prefix})
@@ -186,6 +192,12 @@ class Host:
     def show(self) -> Json:
         """What this host has: CPUs, memory, accelerator, QEMU."""
         answer: Json = self._transport.json("GET", "/v1/host", timeout_s=_DOCTOR_S)
+        return answer
+
+    def history(self, *, since: float | None = None, resolution_s: float | None = None) -> Json:
+        """What the host used, see Instance.history."""
+        query = {"since": since, "resolution": resolution_s}
+        answer: Json = self._transport.json("GET", "/v1/metrics/history", query=query)
         return answer
 
     def doctor(self) -> list[Json]:

@@ -175,6 +175,13 @@ class Instance(Inspectable):
         """The exact QEMU command line."""
         return list(self._transport.json("GET", f"{self._path}/argv")["argv"])
 
+    def history(self, *, since: float | None = None, resolution_s: float | None = None) -> Json:
+        """What it used: `times`, and for each value the `average` and `peak` of each bucket of `step_s`
+        seconds. `since` is in seconds since the epoch; a day is kept, the last ten minutes closely."""
+        query = {"since": since, "resolution": resolution_s}
+        answer: Json = self._transport.json("GET", f"{self._path}/metrics", query=query)
+        return answer
+
     def logs(
         self, source: str = "console", *, tail_bytes: int | None = None, follow: bool = False
     ) -> Iterator[bytes]:

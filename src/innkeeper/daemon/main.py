@@ -21,6 +21,7 @@ from innkeeper.agent.context import CHECKPOINTS, Context, crash_at
 from innkeeper.agent.pool import Pool
 from innkeeper.agent.reconcile import Reconciler
 from innkeeper.agent.recovery import recover
+from innkeeper.agent.sampling.sampler import Sampler
 from innkeeper.agent.service import LiveService
 from innkeeper.agent.snapshots import SnapshotKeeper
 from innkeeper.api.app import create_app
@@ -93,6 +94,8 @@ async def _serve(paths: Paths, options: Options) -> None:
         stack.push_async_callback(pool.close)
         snapshots = SnapshotKeeper(ctx)
         stack.push_async_callback(snapshots.close)
+        sampler = Sampler(ctx)
+        stack.push_async_callback(sampler.close)
         lease = await store.lease_grant(LEASE_TTL_S)
         await repo.put_host(host.record(clock.time()), lease=lease)
         await reconciler.load(records, revision)
@@ -108,6 +111,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             paths=paths,
             clock=clock,
             live=LiveService(ctx),
+            metering=sampler,
             images=Images(paths, runner, repo, clock),
             doctor=Doctor(runner, paths, host),
             host=host.name,
@@ -120,6 +124,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             reconciler.run(),
             snapshots.run(),
             pool.run(),
+            sampler.run(),
             keep_record(host, repo, clock, lease, ctx.freed),
             _compact(store),
         ):

@@ -147,6 +147,35 @@ class VcpuSlot:
     present: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ThreadIds:
+    """Which threads of a VM's process do what; by the host's thread ids."""
+
+    vcpus: tuple[int, ...]  # in the order of the vCPUs
+    iothreads: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCounters:
+    """What the guest did with one disk since its process began."""
+
+    name: str
+    read_bytes: int
+    write_bytes: int
+    read_ops: int
+    write_ops: int
+    flush_ops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What only the process itself can tell. `kvm`: its counters over all vCPUs, None without KVM."""
+
+    disks: tuple[DiskCounters, ...]
+    kvm: Mapping[str, int] | None = None
+    balloon_bytes: int | None = None  # what the guest has with its balloon as it is; None: no balloon
+
+
 class Machine(Protocol):
     """One running VM. Every call has a deadline inside; EngineError when it is not met."""
 
@@ -231,6 +260,10 @@ class Machine(Protocol):
 
     async def screenshot(self) -> bytes:
         """The first display as a PNG; Unsupported when the VM has none."""
+
+    async def thread_ids(self) -> ThreadIds: ...
+    async def counters(self) -> Counters:
+        """Made for being asked often: its deadline is short."""
 
     def events(self) -> AsyncIterator[MachineEvent]:
         """One consumer; bounded; ends after ENDED."""

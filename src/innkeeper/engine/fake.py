@@ -15,6 +15,7 @@ from pathlib import Path
 from innkeeper.drivers.run import Owner
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import (
+    Counters,
     EventKind,
     Exit,
     LaunchPlan,
@@ -22,6 +23,7 @@ from innkeeper.engine.base import (
     MachineEvent,
     Moment,
     RunState,
+    ThreadIds,
     VcpuSlot,
 )
 from innkeeper.engine.inspection import Inspection
@@ -45,6 +47,8 @@ class FakeMachine:
     times_ms: Mapping[str, float] = field(default_factory=dict)
     exit: Exit | None = None
     inspected: Inspection | None = None  # what it says of itself
+    threads: ThreadIds = field(default_factory=lambda: ThreadIds((), {}))
+    counted: Counters = field(default_factory=lambda: Counters(()))
 
     def __post_init__(self) -> None:
         self._queue: asyncio.Queue[MachineEvent | None] = asyncio.Queue()
@@ -199,6 +203,14 @@ class FakeMachine:
     async def screenshot(self) -> bytes:
         await self._answer("screenshot")
         return b"\x89PNG\r\n\x1a\n"
+
+    async def thread_ids(self) -> ThreadIds:
+        await self._answer("thread_ids")
+        return self.threads
+
+    async def counters(self) -> Counters:
+        await self._answer("counters")
+        return self.counted
 
     async def events(self) -> AsyncIterator[MachineEvent]:
         while (event := await self._queue.get()) is not None:

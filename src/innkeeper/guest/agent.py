@@ -22,6 +22,8 @@ FREEZE_DEADLINE_S: Final = 60.0
 # Moving up to a MiB of file content through a busy TCG guest.
 DATA_DEADLINE_S: Final = 30.0
 
+_INTERFACE_KEYS: Final = ("rx-bytes", "tx-bytes", "rx-packets", "tx-packets")
+
 T = TypeVar("T")
 
 
@@ -44,6 +46,18 @@ class GuestAddress:
     @property
     def is_ipv6(self) -> bool:
         return ":" in self.address
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceCounters:
+    """What one of the guest's interfaces has carried, as the guest says (it may lie)."""
+
+    interface: str
+    mac: str
+    rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+    tx_packets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +161,17 @@ class GuestAgent:
                 if not address.is_loopback:
                     prefix = _int(entry.get("prefix", address.max_prefixlen), command)
                     found.append(GuestAddress(name, mac, str(address), prefix))
+        return tuple(found)
+
+    async def interface_counters(self, *, deadline_s: float = DEADLINE_S) -> tuple[InterfaceCounters, ...]:
+        """Of all interfaces that the guest counts, in the guest's order."""
+        command = "guest-network-get-interfaces"
+        found = []
+        for one in map(_as_dict, _list(await self.execute(command, deadline_s=deadline_s), command)):
+            if "statistics" in one:
+                told = _dict(one["statistics"], command)
+                values = (_count(told.get(key), command) for key in _INTERFACE_KEYS)
+                found.append(InterfaceCounters(_text(one, "name"), _text(one, "hardware-address"), *values))
         return tuple(found)
 
     async def host_name(self) -> str:
@@ -281,6 +306,14 @@ def _list(value: object, command: str) -> list[Any]:
 
 def _int(value: object, command: str) -> int:
     return _checked(value, int, command)
+
+
+def _count(value: object, command: str) -> int:
+    """A counter of 64 bits at most."""
+    number = _int(value, command)
+    if not 0 <= number < 1 << 64:
+        raise _nonsense(command)
+    return number
 
 
 def _optional_int(value: object, command: str) -> int | None:

@@ -88,6 +88,29 @@ def test_a_guest_that_minds_the_power_button_shuts_down(play: Play) -> None:
     play(scenario)
 
 
+def test_threads_and_counters(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        machine = await bench.begin(bench.plan("read", cpus=2))
+        ids, before = await machine.thread_ids(), await machine.counters()
+        assert before.kvm is None and before.balloon_bytes is None
+        if bench.real:
+            names = [Path(f"/proc/{machine.pid}/task/{tid}/comm").read_text().strip() for tid in ids.vcpus]
+            assert names == ["CPU 0/TCG", "CPU 1/TCG"]
+            assert list(ids.iothreads) == ["disks"]
+            assert [disk.name for disk in before.disks] == ["root"]
+            end = time.monotonic() + 20.0
+            while (now := (await machine.counters()).disks[0]).read_ops < before.disks[0].read_ops + 10:
+                assert time.monotonic() < end, "the guest reads its disk"
+                await asyncio.sleep(0.02)
+            assert now.read_bytes == 512 * now.read_ops and now.write_ops == 0
+        await machine.kill()
+        for question in (machine.thread_ids, machine.counters):
+            with pytest.raises(EngineError):
+                await question()
+
+    play(scenario)
+
+
 def test_commands_to_a_machine_that_is_gone_fail(play: Play) -> None:
     async def scenario(bench: Bench) -> None:
         machine = await bench.begin(bench.plan())

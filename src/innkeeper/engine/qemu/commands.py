@@ -32,6 +32,10 @@ SCHEMA: Final[dict[str, tuple[str, ...]]] = {
     "query-cpus-fast": (),
     "device_add": ("driver", "id"),
     "device_del": ("id",),
+    "query-iothreads": (),
+    "query-blockstats": (),
+    "query-stats": ("target", "providers"),
+    "query-balloon": (),
 }
 EVENTS: Final[dict[str, tuple[str, ...]]] = {
     "SHUTDOWN": ("guest", "reason"),

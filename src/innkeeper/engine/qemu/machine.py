@@ -10,8 +10,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from innkeeper.engine.base import EventKind, Exit, Machine, MachineEvent, Moment, RunState, VcpuSlot
-from innkeeper.engine.qemu import commands, ram, state, vcpus
+from innkeeper.engine.base import (
+    Counters,
+    EventKind,
+    Exit,
+    Machine,
+    MachineEvent,
+    Moment,
+    RunState,
+    ThreadIds,
+    VcpuSlot,
+)
+from innkeeper.engine.qemu import commands, counters, ram, state, vcpus
 from innkeeper.engine.qemu.inspection import QemuInspection
 from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link
@@ -45,6 +55,7 @@ class QemuMachine:
         self._socket = socket
         self._events: asyncio.Queue[MachineEvent | None] = asyncio.Queue(EVENT_QUEUE_LIMIT)
         self._shutdown_cause = ""
+        self._balloon = True  # until QEMU says that it has none
         self._pump: asyncio.Task[None] | None = None
         self._end = asyncio.create_task(self._announce_end())
         self.times_ms: Mapping[str, float] = {}
@@ -194,6 +205,15 @@ class QemuMachine:
 
     async def screenshot(self) -> bytes:
         return await commands.screendump(self._monitor)
+
+    async def thread_ids(self) -> ThreadIds:
+        return await counters.thread_ids(self._monitor)
+
+    async def counters(self) -> Counters:
+        kvm = self.accelerator == "kvm"
+        told = await counters.read(self._monitor, kvm=kvm, balloon=self._balloon)
+        self._balloon = told.balloon_bytes is not None
+        return told
 
     async def events(self) -> AsyncIterator[MachineEvent]:
         while (event := await self._events.get()) is not None:

@@ -1,0 +1,132 @@
+"""A tracker's knowledge as the answer of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from innkeeper.agent.sampling.host import pressure_metrics
+from innkeeper.agent.sampling.tracker import Tracker, local_share
+from innkeeper.spec.instance import InstanceRecord, InstanceStatus
+from innkeeper.spec.metrics import (
+    CpuMetrics,
+    DiskMetrics,
+    FaultMetrics,
+    InstanceMetrics,
+    MemoryMetrics,
+    NetworkMetrics,
+    NumaMetrics,
+    ThreadMetrics,
+)
+
+
+def instance_metrics(
+    record: InstanceRecord,
+    status: InstanceStatus,
+    tracker: Tracker | None,
+    now: float,
+    node_of_cpu: Mapping[int, int],
+) -> InstanceMetrics:
+    """`now`: of the clock of the readings. Of one that does not run only what it was given is known."""
+    running = tracker is not None and tracker.sample is not None
+    rates = tracker.rates if tracker else None
+    return InstanceMetrics(
+        name=record.name,
+        uid=record.uid,
+        state=status.state.value,
+        accelerator=status.accelerator,
+        pid=status.pid,
+        at=tracker.sampled_at if tracker and running else 0.0,
+        interval_s=rates.interval_s if rates else None,
+        cpu=_cpu(record, tracker),
+        memory=_memory(record, tracker, now),
+        faults=FaultMetrics(minor=rates.minor_faults, major=rates.major_faults) if rates else None,
+        disk=_disk(tracker, now) if tracker else None,
+        network=_network(tracker, now) if tracker else None,
+        kvm=tracker.kvm if tracker else None,
+        pressure=pressure_metrics(rates.pressure if rates else None),
+        numa=_numa(tracker, node_of_cpu) if tracker else None,
+        totals=dict(tracker.totals) if tracker else {},
+    )
+
+
+def _cpu(record: InstanceRecord, tracker: Tracker | None) -> CpuMetrics:
+    rates = tracker.rates if tracker else None
+    if rates is None:
+        return CpuMetrics(given=record.spec.cpu.count)
+    return CpuMetrics(
+        given=record.spec.cpu.count,
+        used=rates.used,
+        emulator=rates.emulator,
+        waited=rates.waited,
+        throttled=rates.throttled,
+        threads=tuple(
+            ThreadMetrics(
+                name=one.thread.name,
+                kind=one.thread.kind,
+                tid=one.thread.tid,
+                used=one.used,
+                waited=one.waited,
+            )
+            for one in rates.threads
+        ),
+    )
+
+
+def _memory(record: InstanceRecord, tracker: Tracker | None, now: float) -> MemoryMetrics:
+    given = record.spec.memory.size
+    if tracker is None or tracker.sample is None:
+        return MemoryMetrics(given=given)
+    balloon = tracker.counters.balloon_bytes if tracker.counters else None
+    found = tracker.footprint
+    if found is None or tracker.walked_at is None:
+        return MemoryMetrics(given=given, resident=tracker.sample.rss_bytes, balloon=balloon)
+    return MemoryMetrics(
+        given=given,
+        resident=tracker.sample.rss_bytes,
+        proportional=found.pss_bytes,
+        private=found.private_bytes,
+        shared=found.shared_bytes,
+        swapped=found.swapped_bytes,
+        huge=found.huge_bytes,
+        merged=found.merged_bytes,
+        balloon=balloon,
+        age_s=round(now - tracker.walked_at, 3),
+    )
+
+
+def _disk(tracker: Tracker, now: float) -> DiskMetrics | None:
+    found = tracker.disk
+    if found is None:
+        return None
+    return DiskMetrics(
+        read_bytes=found.read_bytes,
+        write_bytes=found.write_bytes,
+        read_ops=found.read_ops,
+        write_ops=found.write_ops,
+        flush_ops=found.flush_ops,
+        age_s=round(now - tracker.counted_at, 3),
+    )
+
+
+def _network(tracker: Tracker, now: float) -> NetworkMetrics | None:
+    found = tracker.network
+    if found is None:
+        return None
+    return NetworkMetrics(
+        rx_bytes=found.rx_bytes,
+        tx_bytes=found.tx_bytes,
+        rx_packets=found.rx_packets,
+        tx_packets=found.tx_packets,
+        source="host" if tracker.taps else "guest",
+        age_s=round(now - tracker.traffic_at, 3),
+    )
+
+
+def _numa(tracker: Tracker, node_of_cpu: Mapping[int, int]) -> NumaMetrics | None:
+    """On a host with one node everything is local, and nobody has to look."""
+    if len(set(node_of_cpu.values())) == 1 and tracker.sample is not None:
+        return NumaMetrics(local=1.0, nodes={next(iter(node_of_cpu.values())): tracker.sample.rss_bytes})
+    if tracker.placement is None:
+        return None
+    share = local_share(tracker.placement, node_of_cpu)
+    return None if share is None else NumaMetrics(local=share, nodes=dict(tracker.placement.nodes))
