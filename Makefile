@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` shows a VM at work, `make test` proves the whole.
-.PHONY: demo test test-fast lint bench setup clean
+.PHONY: demo test test-fast lint bench lab setup clean
 
 demo:
 	@scripts/setup demo
@@ -20,6 +20,11 @@ lint:
 bench:
 	@scripts/setup test
 	@.venv/bin/python -m bench
+
+# A VM that is a host of VMs itself: real KVM, NUMA, cgroup v2. `make lab LAB=--keep` leaves it running.
+lab:
+	@scripts/setup test
+	@.venv/bin/python -m lab $(LAB)
 
 setup:
 	@scripts/setup test

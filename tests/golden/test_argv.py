@@ -43,6 +43,7 @@ CDROM = DiskPlan("iso", (Layer(Path("/isos/a,b.iso"), "raw"),), bus="sata", medi
 PLANS: dict[str, LaunchPlan] = {
     "tiny": TINY,
     "tiny-kvm": replace(TINY, accelerator="kvm", cpu_model="host"),
+    "iommu": replace(DISK, iommu="intel"),
     "no-network-no-display": replace(TINY, nics=(), vga="none"),
     "slirp-forward": replace(
         TINY, nics=(NicPlan("e1000", mac_address(UID, 0), "slirp", (("tcp", "127.0.0.1", 2222, 22),)),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,15 @@ class FakeImages:
         self.repo = repo
         self.cancelled = False
 
-    async def build(self, recipe: str, name: str, progress: Progress) -> ImageRecord:
+    async def build(
+        self,
+        recipe: str,
+        name: str,
+        progress: Progress,
+        *,
+        packages: Sequence[str] = (),
+        size_bytes: int | None = None,
+    ) -> ImageRecord:
         progress("packages", 0.0, "busybox")
         progress("commit", None, "")
         image = TINY.model_copy(update={"name": name, "kind": recipe, "id": "b" * 64})

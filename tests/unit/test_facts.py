@@ -260,10 +260,18 @@ def test_cpu_lists(text: str, cpus: tuple[int, ...]) -> None:
     assert sysfs.parse_cpu_list(text) == cpus
 
 
-@pytest.mark.parametrize(("module", "value", "meaning"), [("kvm_intel/parameters/ept", "Y", True),
-    ("kvm_amd/parameters/npt", "0", False)])  # fmt: skip
-def test_nested_paging(tmp_path: Path, module: str, value: str, meaning: bool) -> None:
-    assert look(host(tmp_path, {f"sys/module/{module}": f"{value}\n"})).nested_paging is meaning
+@pytest.mark.parametrize(
+    ("parameter", "value", "meaning"),
+    [
+        ("kvm_intel/parameters/ept", "Y", "ept"),
+        ("kvm_amd/parameters/npt", "1", "npt"),
+        ("kvm_amd/parameters/npt", "N", "shadow"),
+        ("kvm_intel/parameters/ept", "0", "shadow"),
+        ("kvm/parameters/tdp_mmu", "Y", ""),
+    ],
+)
+def test_who_translates_guest_addresses(tmp_path: Path, parameter: str, value: str, meaning: str) -> None:
+    assert sysfs.guest_paging(host(tmp_path, {f"sys/module/{parameter}": f"{value}\n"})) == meaning
 
 
 # ---- QEMU ----

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innkeeper.drivers.run import FaultyRunner, SystemRunner
-from innkeeper.engine import kvm
+from innkeeper.engine import kvm, kvm_child
 from innkeeper.engine.kvm import KvmVerdict, Measurement, judge
 from innkeeper.errors import CommandFailed, Unsupported
 
@@ -267,3 +267,47 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     assert kvm.write_json(tmp_path / "folder.json", {}) is False
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json"]
+
+
+def loops_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *rates: float
+) -> list[float]:
+    """Let the child run loops of these speeds, the last one for ever; the speeds of those it ran and the one
+    it reported last."""
+    now, ran = [0.0], list[float]()
+
+    def run_once(vcpu: int, shared: object, instructions: int) -> tuple[int, float, int, bool]:
+        ran.append(rates[min(len(ran), len(rates) - 1)])
+        now[0] += instructions / ran[-1]
+        return instructions, instructions / ran[-1], kvm_child.KVM_EXIT_HLT, True
+
+    monkeypatch.setattr(kvm_child, "_run_once", run_once)
+    monkeypatch.setattr(kvm_child.time, "perf_counter", lambda: now[0])
+    kvm_child._run_loops(0, None)  # type: ignore[arg-type]
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["step"] == "done"
+    return [*ran, told["instructions"] / told["seconds"]]
+
+
+def test_a_slow_first_loop_does_not_decide(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nested KVM in an emulated CPU: its first loops are as slow as a fast emulation's."""
+    *ran, reported = loops_of(monkeypatch, capsys, 1e6, 20e6, 40e6, 30e6, 1000e6)
+    assert reported == pytest.approx(1000e6)
+    assert len(ran) == 5
+
+
+def test_an_emulation_is_not_tried_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *ran, reported = loops_of(monkeypatch, capsys, 2e6)
+    assert reported == pytest.approx(2e6)
+    assert sum(kvm_child.FIRST_INSTRUCTIONS / rate for rate in ran) < kvm_child.PATIENCE_S + 0.1
+
+
+def test_hardware_is_sure_after_two_loops(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *ran, _ = loops_of(monkeypatch, capsys, 3e9)
+    assert len(ran) == 5  # 20,000, 200,000, 2 and 20 million instructions, and the last again

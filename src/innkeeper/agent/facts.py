@@ -62,7 +62,6 @@ class HostFacts:
     cgroups: tuple[sysfs.CgroupController, ...]
     qemu: tuple[QemuBinary, ...]
     accelerator: KvmVerdict
-    nested_paging: bool | None
     tun: bool
     bridge: bool | None
     nftables: bool | None
@@ -116,7 +115,6 @@ async def gather(
         cgroups=controllers,
         qemu=qemu,
         accelerator=kvm,
-        nested_paging=sysfs.nested_paging(root),
         tun=(root / "dev/net/tun").exists(),
         bridge=bridge,
         nftables=nftables,

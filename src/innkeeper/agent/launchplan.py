@@ -73,6 +73,7 @@ def build_launch_plan(
         ),
         kernel=kernel,
         firmware=firmware,
+        iommu=spec.machine.iommu,
         vga=spec.display.vga,
         vnc=spec.display.vnc,
         paused=record.wanted.power is Power.PAUSED,

@@ -22,6 +22,7 @@ HOST_ROOT: Final = Path("/")
 _RECLAIMABLE: Final = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
 
 CgroupVersion = Literal["v1", "v2", "hybrid", "none"]
+Paging = Literal["", "ept", "npt", "shadow"]
 
 
 @dataclass(frozen=True)
@@ -224,13 +225,15 @@ def _own_cgroups(root: Path) -> dict[str, str]:
     return own
 
 
-def nested_paging(root: Path) -> bool | None:
-    """Whether KVM uses EPT (Intel) or NPT (AMD) rather than shadow page tables; None without KVM."""
-    for parameter in ("kvm_intel/parameters/ept", "kvm_amd/parameters/npt"):
-        text = read_text(root / "sys/module" / parameter)
+def guest_paging(root: Path = HOST_ROOT) -> Paging:
+    """Who translates guest addresses: the CPU by EPT (Intel) or NPT (AMD), or KVM by shadow page tables.
+    Empty without KVM. Changes when the module is loaded again with another parameter."""
+    hardware: tuple[tuple[str, Paging], ...] = (("kvm_intel", "ept"), ("kvm_amd", "npt"))
+    for module, name in hardware:
+        text = read_text(root / "sys/module" / module / "parameters" / name)
         if text:
-            return text in ("Y", "1")
-    return None
+            return name if text in ("Y", "1") else "shadow"
+    return ""
 
 
 def free_bytes(folder: Path) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from innkeeper.spec.base import Model, Name, worded
+from innkeeper.spec.base import Model, Name, Size, worded
 from innkeeper.spec.instance import MAX_POOL, InstanceSpec
 
 # A day: longer waits are asked for again, so that one forgotten request does not stay for ever.
@@ -87,9 +87,23 @@ class SaveBody(VerbBody):
     compress: bool = Field(default=False, description="Compress the memory (zstd).")
 
 
+# Debian Policy 5.6.1; no comma or slash, which would mean something else to apt.
+Package = Annotated[
+    str,
+    Field(
+        max_length=128,
+        pattern=worded(r"^[a-z0-9][a-z0-9+.-]+$", "use the name of a Debian package, such as nginx"),
+    ),
+]
+
+
 class BuildBody(Model):
     recipe: Literal["tiny", "debian"]
     name: Name | None = Field(default=None, description="Default: the recipe's name.")
+    packages: tuple[Package, ...] = Field(
+        default=(), max_length=500, description="Of debian: packages beside those of the recipe."
+    )
+    size: Size | None = Field(default=None, description="Of debian: size of the disk; default: 4GiB.")
 
 
 class ImportBody(Model):

@@ -26,8 +26,17 @@ Progress = Callable[[str, float | None, str], None]
 class ImageService(Protocol):
     """Makes and removes images, files and record. `progress` may be called from the loop's thread only."""
 
-    async def build(self, recipe: str, name: str, progress: Progress) -> ImageRecord:
-        """Build by a recipe and name it. Cancelling leaves nothing behind."""
+    async def build(
+        self,
+        recipe: str,
+        name: str,
+        progress: Progress,
+        *,
+        packages: Sequence[str] = (),
+        size_bytes: int | None = None,
+    ) -> ImageRecord:
+        """Build by a recipe and name it, with more packages and on a disk of this size if the recipe has
+        a choice. Cancelling leaves nothing behind. Raises BadRequest for what a recipe cannot do."""
 
     async def import_(self, name: str, path: Path, progress: Progress) -> ImageRecord:
         """Take over a file of this host. Cancelling leaves nothing behind."""

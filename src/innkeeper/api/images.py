@@ -56,7 +56,9 @@ async def build_image(ctx: Ctx, body: BuildBody) -> Response:
     name = body.name or body.recipe
 
     async def work(progress: Progress) -> ImageRecord:
-        return await ctx.deps.images.build(body.recipe, name, progress)
+        return await ctx.deps.images.build(
+            body.recipe, name, progress, packages=body.packages, size_bytes=body.size
+        )
 
     return _progress_of(ctx, work)
 

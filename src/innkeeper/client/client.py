@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from innkeeper import errors
@@ -161,10 +161,23 @@ class Images:
         self._transport.json("DELETE", f"/v1/images/{segment(name)}", timeout_s=verb_deadline(None))
 
     def build(
-        self, recipe: str, *, name: str | None = None, on_progress: Progress = lambda event: None
+        self,
+        recipe: str,
+        *,
+        name: str | None = None,
+        packages: Sequence[str] = (),
+        size: str | None = None,
+        on_progress: Progress = lambda event: None,
     ) -> Json:
-        """Build an image from one of our recipes, `tiny` or `debian`."""
-        body = {"recipe": recipe} | ({"name": name} if name else {})
+        """Build an image from one of our recipes, `tiny` or `debian`; the latter with more `packages`, and
+        on a disk of `size`, such as `8GiB`."""
+        body: Json = {"recipe": recipe}
+        if name:
+            body["name"] = name
+        if packages:
+            body["packages"] = [*packages]
+        if size:
+            body["size"] = size
         return self._make("/v1/images/build", body, on_progress)
 
     def import_(self, name: str, path: str, *, on_progress: Progress = lambda event: None) -> Json:

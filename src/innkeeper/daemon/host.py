@@ -83,6 +83,7 @@ class LocalHost:
                 kvm_detail=facts.accelerator.detail,
                 kvm_repair=facts.accelerator.repair,
                 kvm_instructions_per_s=facts.accelerator.instructions_per_s,
+                paging=sysfs.guest_paging(self._root),
                 machine_types=tuple(one.name for one in binary.machines if not one.alias_of)
                 if binary
                 else (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from innkeeper.api.deps import Progress
@@ -23,16 +24,35 @@ class Images:
     def __init__(self, paths: Paths, runner: Runner, repo: Repo, clock: Clock) -> None:
         self._paths, self._runner, self._repo, self._clock = paths, runner, repo, clock
 
-    async def build(self, recipe: str, name: str, progress: Progress) -> ImageRecord:
+    async def build(
+        self,
+        recipe: str,
+        name: str,
+        progress: Progress,
+        *,
+        packages: Sequence[str] = (),
+        size_bytes: int | None = None,
+    ) -> ImageRecord:
         # Builders pull in much that a daemon without builds never needs.
         if recipe == "tiny":
+            if packages or size_bytes is not None:
+                raise BadRequest(
+                    "The tiny image takes no packages and has no disk",
+                    hint="use the recipe debian for both",
+                )
             from innkeeper.images.tiny import build_tiny
 
             manifest = await build_tiny(self._paths.images, self._runner, progress)
         elif recipe == "debian":
-            from innkeeper.images.debian import build_debian
+            from innkeeper.images.debian import DISK_BYTES, build_debian
 
-            manifest = await build_debian(self._paths.images, self._runner, progress)
+            manifest = await build_debian(
+                self._paths.images,
+                self._runner,
+                progress,
+                packages=packages,
+                disk_bytes=DISK_BYTES if size_bytes is None else size_bytes,
+            )
         else:
             raise BadRequest(f"No image recipe {recipe!r}", hint=f"there are: {', '.join(RECIPES)}")
         return await self._name(name, manifest)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Final, Protocol
 
+from innkeeper.drivers import thp
 from innkeeper.errors import CommandFailed, Unsupported
 
 # A child that prints without end must not fill our memory.
@@ -121,9 +122,11 @@ class Runner(Protocol):
         owner: Owner | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        huge_pages: bool = True,
     ) -> int:
         """Start a program that outlives us and return its pid: own session, no stdin, only
-        `pass_fds` open. The caller watches and reaps it (engine.qemu.process.Process)."""
+        `pass_fds` open; without `huge_pages` it gets no transparent ones. The caller watches and reaps
+        it (engine.qemu.process.Process)."""
 
 
 def missing_program(name: str) -> Unsupported:
@@ -203,24 +206,26 @@ class SystemRunner:
         owner: Owner | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        huge_pages: bool = True,
     ) -> int:
         program = which(argv[0])
         if program is None:
             raise missing_program(argv[0])
         try:
-            child = subprocess.Popen(
-                [program, *argv[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=tuple(pass_fds),
-                start_new_session=True,
-                user=owner.uid if owner else None,
-                group=owner.gid if owner else None,
-                extra_groups=list(owner.extra_gids) if owner else None,
-                env={**os.environ, **env} if env else None,
-                cwd=cwd,
-            )
+            with contextlib.nullcontext() if huge_pages else thp.denied():
+                child = subprocess.Popen(
+                    [program, *argv[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=tuple(pass_fds),
+                    start_new_session=True,
+                    user=owner.uid if owner else None,
+                    group=owner.gid if owner else None,
+                    extra_groups=list(owner.extra_gids) if owner else None,
+                    env={**os.environ, **env} if env else None,
+                    cwd=cwd,
+                )
         except OSError as error:
             raise CommandFailed(f"Cannot start {argv[0]}: {error.strerror}") from error
         child.returncode = 0  # its watcher reaps it; Popen's destructor must not complain
@@ -311,10 +316,18 @@ class FaultyRunner:
         owner: Owner | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        huge_pages: bool = True,
     ) -> int:
         self._enter(argv)
         return self.inner.spawn(
-            argv, stdout=stdout, stderr=stderr, pass_fds=pass_fds, owner=owner, env=env, cwd=cwd
+            argv,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            owner=owner,
+            env=env,
+            cwd=cwd,
+            huge_pages=huge_pages,
         )
 
     def _enter(self, argv: Sequence[str]) -> str:

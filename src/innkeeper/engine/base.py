@@ -83,6 +83,7 @@ class LaunchPlan:
     firmware: FirmwarePlan | None = None
     cpus_max: int = 0  # with those that may be plugged in; 0: none may
     topology: tuple[int, int, int] | None = None  # sockets, cores, threads; their product is cpus_max
+    iommu: Literal["none", "intel"] = "none"
     vga: Literal["none", "std", "virtio"] = "std"
     vnc: str = ""  # "", "socket" or ADDRESS:PORT
     paused: bool = False

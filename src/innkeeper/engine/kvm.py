@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 Kind = Literal["hardware", "emulated", "broken", "missing"]
 
 DEFAULT_DEVICE: Final = "/dev/kvm"
-# The whole probe takes 30-100 ms where KVM works and where it is emulated; 3 s allows for a busy host.
+# The whole probe takes 30-100 ms where KVM works and 0.5 s where it is emulated; 3 s allows for a busy host.
 PROBE_DEADLINE_S: Final = 3.0
 # The child ends itself at its deadline; only when it does not do we end it from outside.
 _PARENT_GRACE_S: Final = 1.0
 
 # The fastest emulation of single instructions inside KVM is some 10 M/s (2 M/s measured under PVM);
-# the slowest real execution, KVM nested in a TCG guest, several hundred M/s. Between the two:
+# the slowest real execution, KVM nested in a TCG guest, several hundred M/s once it is warm, which is why
+# the child tries more than once (kvm_child.PATIENCE_S). Between the two:
 HARDWARE_MIN_INSTRUCTIONS_PER_S: Final = 50e6
 # What Documentation/virt/kvm/api.rst (4.1) tells applications to insist on.
 STABLE_API_VERSION: Final = 12

@@ -16,22 +16,24 @@ import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from innkeeper.drivers.run import Runner, missing_program, which
-from innkeeper.errors import InnkeeperError, Unsupported
+from innkeeper.errors import BadRequest, InnkeeperError, NoCapacity, Unsupported
 from innkeeper.images.aptsources import choose, machine_sources, proxy_options
 from innkeeper.images.bootdisk import Layout, Parts, assemble
 from innkeeper.images.debs import APT_ENV, Progress, explain_apt, kernel_meta, knows
 from innkeeper.images.imagedir import ImageDraft, ImageManifest, Origin, commit_image, staging
-from innkeeper.units import GiB, MiB
+from innkeeper.units import GiB, MiB, human_size
 from innkeeper.version import version
 
 DISK_BYTES: Final = 4 * GiB
+# The recipe's own packages take 1.3 GiB with what a file system needs to work well.
+MIN_DISK_BYTES: Final = 2 * GiB
 MIN_MEMORY_BYTES: Final = 384 * MiB
 _BUILD_DEADLINE_S: Final = 3600.0
 _STEP_DEADLINE_S: Final = 600.0
@@ -98,22 +100,36 @@ _STAGES: Final = (
 
 
 async def build_debian(
-    images_dir: Path, runner: Runner, progress: Progress, suite: str | None = None
+    images_dir: Path,
+    runner: Runner,
+    progress: Progress,
+    suite: str | None = None,
+    *,
+    packages: Sequence[str] = (),
+    disk_bytes: int = DISK_BYTES,
 ) -> ImageManifest:
     """Build the image; takes a minute or two and some 3 GiB below `images_dir` meanwhile.
 
-    `suite` is a code name such as `bookworm`; the default is what this machine's sources say. Raises
-    Unsupported when a program or the right to use user namespaces is missing, NoCapacity when the disk
-    is full, Failed when packages cannot be fetched; nothing is left behind then.
+    `suite` is a code name such as `bookworm`; the default is what this machine's sources say. `packages`
+    are installed beside those of the recipe. Raises Unsupported when a program, a package or the right to
+    use user namespaces is missing, BadRequest when `disk_bytes` is too small for any system, NoCapacity when
+    the disk is full, Failed when packages cannot be fetched; nothing is left behind then.
     """
     started = time.monotonic()
+    if disk_bytes < MIN_DISK_BYTES:
+        raise BadRequest(
+            f"A Debian does not fit on {human_size(disk_bytes)}",
+            hint=f"give at least {human_size(MIN_DISK_BYTES)}, or leave it out for {human_size(DISK_BYTES)}",
+        )
     mode = await asyncio.to_thread(check_host)
+    await _all_known(runner, packages)
     codename, lines = choose(await machine_sources(runner), suite)
-    layout = Layout(DISK_BYTES)
+    layout = Layout(disk_bytes)
     with staging(images_dir) as directory:
         # Scratch files lie beside the image: the same file system, and swept up with it.
         scratch = Path(tempfile.mkdtemp(prefix="work-", dir=directory))
-        parts, packages = await _bootstrap(runner, progress, scratch, mode, codename, lines)
+        wanted = [*await _packages(runner), *packages]
+        parts, installed = await _bootstrap(runner, progress, scratch, mode, codename, lines, wanted)
         progress("disk", 0.9, "partitions and boot loader")
         disk = await _make_disk(runner, parts, layout, scratch)
         await runner.run(
@@ -131,7 +147,7 @@ async def build_debian(
             origin=Origin(
                 tool="build_debian",
                 innkeeper_version=version(),
-                packages=packages,
+                packages=installed,
                 suites=tuple(sorted({line.split("] ")[-1].split()[-2] for line in lines})),
                 build_seconds=round(time.monotonic() - started, 1),
             ),
@@ -188,7 +204,13 @@ def _has_range(path: Path, user: str, uid: int) -> bool:
 
 
 async def _bootstrap(
-    runner: Runner, progress: Progress, scratch: Path, mode: str, codename: str, lines: list[str]
+    runner: Runner,
+    progress: Progress,
+    scratch: Path,
+    mode: str,
+    codename: str,
+    lines: list[str],
+    packages: Sequence[str],
 ) -> tuple[Parts, dict[str, str]]:
     """Run mmdebstrap; the parts of the disk and the exact packages."""
     root_uuid = str(uuid.uuid4())
@@ -203,7 +225,7 @@ async def _bootstrap(
         '--dpkgopt=path-exclude=/usr/share/man/*', '--dpkgopt=path-exclude=/usr/share/locale/*',
         '--dpkgopt=path-exclude=/usr/share/doc/*', '--dpkgopt=path-include=/usr/share/doc/*/copyright',
         *(f"--aptopt={line}" for line in await proxy_options(runner)),
-        f"--include={','.join(await _packages(runner))}",
+        f"--include={','.join(dict.fromkeys(packages))}",
         f"--essential-hook=tar-in {early} /",
         f"--customize-hook=tar-in {late} /",
         f"--customize-hook={hook}",
@@ -237,8 +259,25 @@ async def _packages(runner: Runner) -> list[str]:
     return [kernel, *_PACKAGES, *extra]
 
 
+async def _all_known(runner: Runner, packages: Sequence[str]) -> None:
+    """Raises Unsupported for packages this machine's apt has not got: else it would say so minutes later."""
+    unknown = [name for name in packages if not await knows(runner, name)]
+    if unknown:
+        raise Unsupported(
+            f"This machine's apt does not know {', '.join(unknown)}",
+            hint="check the spelling, or run as root: apt-get update",
+        )
+
+
 async def _make_disk(runner: Runner, parts: Parts, layout: Layout, scratch: Path) -> Path:
     root = str(parts.root)
+    smallest = await asyncio.to_thread(lambda: parts.root.stat().st_size)
+    if smallest > layout.root_bytes:
+        raise NoCapacity(
+            f"What was installed needs {human_size(smallest)}; the image's root has"
+            f" {human_size(layout.root_bytes)}",
+            hint="give the image more room: inn image build debian --size 8GiB ...",
+        )
     await runner.run(["resize2fs", root, f"{layout.root_bytes // 1024}K"], deadline_s=_STEP_DEADLINE_S)
     disk = scratch / "disk.raw"
     await assemble(runner, parts, layout, disk)

@@ -57,6 +57,11 @@ class HostFacts(Model):
     kvm_detail: str = Field(default="", description="Why the verdict is what it is, one line.")
     kvm_repair: str = Field(default="", description="What would make it work, if anything.")
     kvm_instructions_per_s: float = 0.0
+    paging: Literal["", "ept", "npt", "shadow"] = Field(
+        default="",
+        description="Who translates guest addresses under KVM: the CPU, by Intel's `ept` or AMD's `npt`; or"
+        " KVM, by `shadow` page tables. Empty: no KVM module says.",
+    )
     machine_types: tuple[str, ...] = Field(default=(), description="Versioned machine types QEMU has.")
     machine_aliases: dict[str, str] = Field(
         default_factory=dict, description="What `q35`, `pc`, ... stand for: alias to versioned type."

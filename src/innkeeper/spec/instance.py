@@ -43,6 +43,16 @@ class Machine(Model):
     )
     firmware: Literal["bios", "uefi"] = "bios"
     accelerator: Accelerator = "auto"
+    iommu: Literal["none", "intel"] = Field(
+        default="none",
+        description="`intel`: a VT-d IOMMU, for a guest that gives devices to VMs of its own; needs q35.",
+    )
+
+    @model_validator(mode="after")
+    def _an_iommu_has_a_place(self) -> Machine:
+        if self.iommu != "none" and "q35" not in self.type:
+            raise ValueError(f"{self.type} has no place for an IOMMU; use q35")
+        return self
 
 
 class Boot(Model):

@@ -109,23 +109,36 @@ def show(app: App, name: str) -> None:
 
 @verb(
     "build",
-    synopsis="inn image build tiny|debian [--name NAME] [--json]",
+    synopsis="inn image build tiny|debian [--name NAME] [--package NAME]... [--size SIZE] [--json]",
     examples="""
 inn image build tiny
-inn image build debian --name base
+inn image build debian --name web --package nginx --package php-fpm --size 8GiB
 """,
     exit_status={4: "A program or the disk space it needs is missing; the error says which."},
 )
 @click.argument("recipe", metavar="RECIPE")
 @click.option("--name", metavar="NAME", help="Name of the image (default: the recipe's).")
-def build(app: App, recipe: str, name: str | None) -> None:
+@click.option(
+    "--package",
+    "packages",
+    metavar="NAME",
+    multiple=True,
+    help="Of debian: a Debian package to install beside those of the recipe (repeatable).",
+)
+@click.option("--size", metavar="SIZE", help="Of debian: size of the disk (default: 4GiB).")
+def build(app: App, recipe: str, name: str | None, packages: tuple[str, ...], size: str | None) -> None:
     """Build an image from a recipe.
 
     tiny is Debian's kernel with busybox and the guest agent, and boots in one to two seconds. debian
     is a whole Debian with systemd, cloud-init, guest agent and OpenSSH. Both are made from the
     package sources of this machine. Progress goes to stderr, the name of the image to stdout.
     """
-    _make(app, lambda progress: app.client.images.build(recipe, name=name, on_progress=progress))
+    _make(
+        app,
+        lambda progress: app.client.images.build(
+            recipe, name=name, packages=packages, size=size, on_progress=progress
+        ),
+    )
 
 
 @verb(

@@ -169,6 +169,8 @@ def _machine(plan: LaunchPlan, wiring: Wiring) -> list[str]:
         # A guest that sleeps through a pause or a fork must not replay every missed tick.
         *("-rtc", "base=utc,driftfix=slew" if plan.accelerator == "kvm" else "base=utc"),
         *("-boot", "strict=on"),
+        # Before all other devices: it must be there when they join the bus.
+        *(_device(driver="intel-iommu") if plan.iommu == "intel" else []),
     ]
 
 

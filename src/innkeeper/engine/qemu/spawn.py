@@ -104,6 +104,9 @@ def _start(
             pass_fds=wiring.passed,
             owner=owner,
             cwd="/",
+            # A private view of a memory file has small pages in any case; what is left for huge ones are the
+            # stacks of its threads, of which each touches a few KiB: 6 MiB less of an idle copy.
+            huge_pages=not plan.ram_private,
         )
     process = Process(pid, child=True)
     return QemuMachine(process, Monitor(plan.name), record, files.qmp, ram=ram, links=own_links), helpers

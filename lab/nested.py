@@ -1,0 +1,143 @@
+"""The lab itself: a VM that is a hypervisor host, with this source tree inside.
+
+It lives in a state directory of its own (INNKEEPER_LAB, default ~/.cache/innkeeper-lab), so that its image
+is kept, and whatever runs on this host otherwise has nothing to do with it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from innkeeper.client.client import Client, connect
+from innkeeper.client.instance import Instance
+from innkeeper.errors import Failed, Unsupported
+from lab import image, payload
+
+NAME: Final = "lab"
+ROOT: Final = "/opt/inn"
+BULK: Final = "bulk"
+SPEC: Final[dict[str, Any]] = {
+    "cpu": {"count": 2},
+    "memory": {"size": "4GiB"},
+    "machine": {"iommu": "intel"},
+    "disks": [{"name": "root", "size": "12GiB"}],
+}
+_READY_S: Final = 300.0
+Say = Callable[[str], None]
+
+# Directories on the module path, and the command as pip would have made it.
+_UNPACK: Final = f"""
+set -e
+mkdir -p {ROOT} && cd {ROOT}
+rm -rf src tests bench lab && tar -xf /tmp/source.tar && rm /tmp/source.tar
+[ -d packages ] || tar -xf /dev/disk/by-id/virtio-{BULK}
+site=$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])')
+mkdir -p "$site" && printf '%s\\n' {ROOT}/packages {ROOT}/src > "$site/inn.pth"
+printf '#!/usr/bin/python3\\nfrom innkeeper.cli.entry import run\\nrun()\\n' > /usr/bin/inn
+chmod 0755 /usr/bin/inn
+"""
+# Loaded by udev some time after the agent answers; asked for by name it is there when modprobe returns.
+_MODULES: Final = "modprobe kvm_amd || modprobe kvm_intel; modprobe -a vhost_net vfio_pci softdog"
+
+
+class NestedHost:
+    """`start` it, `put` the code in, `run` commands; `close` removes it, unless it is to be kept."""
+
+    def __init__(self, state: Path | None = None, *, say: Say = lambda text: None) -> None:
+        self.state = state or default_state()
+        self._say = say
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.client: Client = connect(str(self.state), notify=say)
+        self._vm: Instance = self.client.instances.handle(NAME)
+
+    def start(self, spec: Mapping[str, Any] = SPEC) -> None:
+        """Until its agent answers and its KVM is there. One that was kept is taken as it is."""
+        name = image.ensure_image(self.client, self._progress)
+        bulk = payload.bulk_disk(self.state, self._tiny())
+        disks = [*spec["disks"], {"name": BULK, "path": str(bulk), "readonly": True}]
+        wanted = {**spec, "image": name, "disks": disks}
+        if NAME in {one["name"] for one in self.client.instances.list_data()}:
+            self._vm.refresh()
+            if self._vm.state == "running" and self._vm.data["spec"] == wanted:
+                self._say("the lab that was kept is used again")
+                return
+            self._vm.remove(force=True)
+        begun = time.monotonic()
+        self._vm = self.client.instances.create(
+            wanted, name=NAME, start=True, wait="ready", timeout_s=_READY_S
+        )
+        self.check("sh", "-c", _MODULES)
+        self._say(f"the lab runs, after {time.monotonic() - begun:.0f} s")
+
+    def put_code(self) -> None:
+        """This tree, as it is now, with all it needs. Raises Unsupported for another Python version."""
+        python = self.output("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+        if python != payload.PYTHON:
+            raise Unsupported(
+                f"The lab has Python {python}, and this environment {payload.PYTHON}: its compiled packages"
+                " would not load there",
+                hint="make .venv with the distribution's own python3: rm -r .venv && make setup",
+            )
+        self._vm.write_file("/tmp/source.tar", payload.source_archive())
+        self.check("sh", "-c", _UNPACK)
+
+    def fetch(self, path: str) -> bytes:
+        """A file of the lab."""
+        return b"".join(self._vm.read_file(path))
+
+    def run(self, *argv: str, quiet: bool = False) -> int:
+        """`inn exec`, output as it comes; its exit status."""
+        out = subprocess.DEVNULL if quiet else None
+        done = subprocess.run(
+            [*self._inn("exec"), NAME, "--", *argv], env=self._env(), stdout=out, stderr=out, check=False
+        )
+        return done.returncode
+
+    def check(self, *argv: str) -> None:
+        """Run to success. Raises Failed with the command's own words."""
+        self.output(*argv)
+
+    def output(self, *argv: str) -> str:
+        """What a command prints. Raises Failed when it fails."""
+        done = self._vm.exec(argv)
+        if done.status != 0:
+            words = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise Failed(f"{argv[0]} failed in the lab: {words[-500:]}")
+        return done.stdout.decode()
+
+    def close(self, *, keep: bool = False) -> None:
+        """Remove the VM and end the daemon; `keep` leaves both for the next time."""
+        if keep:
+            self._say(f"kept: INNKEEPER_STATE={self.state} inn exec {NAME} -- bash")
+            return
+        try:
+            self._vm.remove(force=True)
+        finally:
+            subprocess.run([*self._inn("serve"), "--stop"], env=self._env(), check=False)
+
+    def _tiny(self) -> Path:
+        """The directory of the image for the guests of the lab, built if there is none."""
+        if "tiny" not in {one["name"] for one in self.client.images.list()}:
+            self.client.images.build("tiny", on_progress=self._progress)
+        return self.state / "images" / str(self.client.images.get("tiny")["id"])
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        if event.get("detail") == "":
+            self._say(f"building an image: {event.get('stage')}")
+
+    def _inn(self, verb: str) -> list[str]:
+        return [str(Path(sys.executable).with_name("inn")), verb]
+
+    def _env(self) -> dict[str, str]:
+        return {**os.environ, "INNKEEPER_STATE": str(self.state)}
+
+
+def default_state() -> Path:
+    given = os.environ.get("INNKEEPER_LAB")
+    return Path(given) if given else Path.home() / ".cache" / "innkeeper-lab"
