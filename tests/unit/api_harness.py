@@ -207,6 +207,7 @@ class FakeImages:
     def __init__(self, repo: Repo) -> None:
         self.repo = repo
         self.cancelled = False
+        self.asked: tuple[Sequence[str], int | None] = ((), None)
 
     async def build(
         self,
@@ -217,6 +218,7 @@ class FakeImages:
         packages: Sequence[str] = (),
         size_bytes: int | None = None,
     ) -> ImageRecord:
+        self.asked = (packages, size_bytes)
         progress("packages", 0.0, "busybox")
         progress("commit", None, "")
         image = TINY.model_copy(update={"name": name, "kind": recipe, "id": "b" * 64})

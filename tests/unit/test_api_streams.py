@@ -209,6 +209,23 @@ def test_image_build_and_import_tell_their_progress(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_what_goes_into_an_image_is_checked(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serve(tmp_path) as api:
+            body = {"recipe": "debian", "name": "web", "packages": ["nginx", "libstdc++6"], "size": "8GiB"}
+            assert "event: done" in (await api.http.post("/v1/images/build", json=body)).text
+            assert api.images.asked == (("nginx", "libstdc++6"), 8 << 30)
+            for wrong in (
+                {"packages": ["a,b"]},
+                {"packages": ["../x"]},
+                {"packages": [""]},
+                {"size": "much"},
+            ):
+                await api.refused("POST", "/images/build", {"recipe": "debian"} | wrong, status=400)
+
+    run(scenario())
+
+
 def test_a_client_that_leaves_cancels_its_import(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serve(tmp_path) as api:

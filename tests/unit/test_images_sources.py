@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from innkeeper.daemon.images import Images
 from innkeeper.drivers.run import FaultyRunner, SystemRunner
-from innkeeper.errors import CommandFailed, Failed, InnkeeperError, NoCapacity, Unsupported
+from innkeeper.errors import BadRequest, CommandFailed, Failed, InnkeeperError, NoCapacity, Unsupported
 from innkeeper.images import debian
 from innkeeper.images.aptsources import Source, choose, parse_targets
 from innkeeper.images.debs import explain_apt
 from innkeeper.images.tiny import build_tiny
+from innkeeper.paths import default_paths
 
 TARGETS = """\
 Debian|http://mirror.test/debian/|bookworm|main|$(SIGNED_BY)|amd64
@@ -118,3 +121,32 @@ def test_a_uid_without_a_user_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Unsupported, match="no user with uid 4000111") as caught:
         debian.check_host()
     assert "inn image import" in caught.value.hint
+
+
+def test_what_a_debian_cannot_be_built_with_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "check_host", lambda: "root")
+    runner = FaultyRunner(SystemRunner())
+
+    async def knows(runner: object, name: str) -> bool:
+        return name != "nosuch"
+
+    monkeypatch.setattr(debian, "knows", knows)
+
+    def build(**options: Any) -> None:
+        asyncio.run(debian.build_debian(tmp_path, runner, lambda *told: None, **options))
+
+    with pytest.raises(BadRequest, match="does not fit"):
+        build(disk_bytes=1 << 30)
+    with pytest.raises(Unsupported, match="does not know nosuch"):
+        build(packages=["vim", "nosuch"])
+    assert not list(tmp_path.iterdir())
+    assert not [call for call in runner.calls if "mmdebstrap" in call[0]]
+
+
+def test_the_tiny_image_takes_nothing_more(tmp_path: Path) -> None:
+    images = Images(default_paths(str(tmp_path)), FaultyRunner(SystemRunner()), None, None)  # type: ignore[arg-type]
+    for options in ({"packages": ["vim"]}, {"size_bytes": 8 << 30}):
+        with pytest.raises(BadRequest, match="tiny image takes no packages"):
+            asyncio.run(images.build("tiny", "x", lambda *told: None, **options))

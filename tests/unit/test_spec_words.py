@@ -68,3 +68,15 @@ def test_every_pattern_of_a_spec_has_words() -> None:
     found = set(_patterns(InstanceSpec.model_json_schema()))
     assert len(found) >= 5
     assert [pattern for pattern in found if not allowed_by(pattern)] == []
+
+
+@pytest.mark.parametrize(
+    ("type_", "fits"), [("q35", True), ("pc-q35-7.2", True), ("pc", False), ("microvm", False)]
+)
+def test_an_iommu_needs_a_q35(type_: str, fits: bool) -> None:
+    machine = {"type": type_, "iommu": "intel"}
+    if fits:
+        assert InstanceSpec.model_validate({"image": "tiny", "machine": machine}).machine.iommu == "intel"
+        return
+    with pytest.raises(ValidationError, match="no place for an IOMMU; use q35"):
+        InstanceSpec.model_validate({"image": "tiny", "machine": machine})

@@ -19,8 +19,26 @@ from innkeeper.drivers.run import SystemRunner, which
 from innkeeper.images import elf, kmodules
 from innkeeper.images.debs import PackageTree, add_packages
 from innkeeper.images.tiny import kernel_packages
+from vms import templates
 
 ROOT = Path("/")
+STATE = "/state"
+# Run by the tiny guest from its own root: drivers, and the file systems of a host. The module that is for
+# another maker's CPU cannot be loaded. KVM's device is for group kvm, as udev would have it.
+_UP = """
+set -e
+here=$(cd "$(dirname "$0")" && pwd)
+for module in "$here"/modules/*.ko; do insmod "$module" 2>/dev/null || true; done
+for name in proc sys dev; do mount --bind /$name "$here/$name"; done
+for name in run tmp; do mount -t tmpfs none "$here/$name"; done
+chgrp 106 /dev/kvm && chmod 660 /dev/kvm
+"""
+ENVIRONMENT = {
+    "PATH": "/usr/bin",
+    "HOME": "/root",
+    "INNKEEPER_STATE": STATE,
+    "PYTHONPATH": "/opt/inn/src:/opt/inn/packages",
+}
 # modprobe of busybox reads these; the guest has no KVM in its own module directory.
 _MODULES = ("kvm_amd", "kvm_intel")
 _QEMU_DATA = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
@@ -44,8 +62,10 @@ def build(disk: Path, tiny: Path, cache: Path) -> None:
         root = Path(scratch)
         _programs(root)
         _python(root)
-        _place(sorted(tiny.iterdir()), root / "tiny" / tiny.name)
+        (root / STATE[1:]).mkdir(mode=0o700)
+        templates.register(root / STATE[1:], "tiny", tiny)
         _place(sorted(_modules(cache / f"kvm-{tiny.name[:16]}").iterdir()), root / "modules")
+        (root / "up").write_text(_UP)
         for name in ("proc", "sys", "dev", "tmp", "run", "var/lib", "etc", "root"):
             (root / name).mkdir(parents=True, exist_ok=True)
         (root / "etc/passwd").write_text(
@@ -56,7 +76,7 @@ def build(disk: Path, tiny: Path, cache: Path) -> None:
         # Without a journal: it is thrown away. Owned by root inside whoever builds it.
         subprocess.run(
             ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-E", "root_owner=0:0", "-d", root, disk,
-             f"{used_kib * 12 // 10 + 65536}k"],
+             f"{used_kib * 12 // 10 + 2_000_000}k"],
             check=True,
         )  # fmt: skip
 
