@@ -233,10 +233,9 @@ def paging_used(accelerator: str, root: Path = sysfs.HOST_ROOT) -> tuple[str, st
             "under TCG neither exists: QEMU walks the guest's tables in software and keeps guest-virtual to "
             "host-virtual in a TLB of its own"
         )
-    nested = sysfs.nested_paging(root)
-    if nested is None:
+    paging = sysfs.guest_paging(root)
+    if not paging:
         return "unknown", "KVM does not say whether it uses nested paging"
-    if not nested:
+    if paging == "shadow":
         return "shadow", "KVM keeps shadow page tables: nested paging is off or missing"
-    intel = sysfs.read_text(root / "sys/module/kvm_intel/parameters/ept") != ""
-    return ("ept" if intel else "npt"), "the processor walks the guest's tables and KVM's, both"
+    return paging, "the processor walks the guest's tables and KVM's, both"
