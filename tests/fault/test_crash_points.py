@@ -88,6 +88,11 @@ VERBS = (
         "running", ("resume.done",),
     ),
     Verb(
+        "change", "running",
+        lambda client, spec: client.instances.handle(NAME).update({"cpu": {"count": 3}}),
+        "running", ("change.begun", "change.plugged", "change.fitted", "change.done"),
+    ),
+    Verb(
         "rm", "stopped", lambda client, spec: client.instances.handle(NAME).remove(),
         "absent", ("discard.begun", "discard.done", "forget.begun", "forget.done"),
     ),
@@ -107,13 +112,14 @@ FORK_POINTS = tuple(
     for point in CHECKPOINTS
     if point.startswith(("fork.", "copy.", "promote.", "template.", "wake.", "spare."))
 )
+PARKED = "change.parked"  # takes a guest with an agent: tests/integration/test_cpu_real.py
 SNAPSHOT_POINTS = {
     point for point in CHECKPOINTS if point.startswith(("snapshot.", "unsnapshot.", "revert."))
 }
 
 
 def test_every_checkpoint_is_crashed_at() -> None:
-    assert {point for _, point in CASES} | {*FORK_POINTS, *SNAPSHOT_POINTS} == set(CHECKPOINTS)
+    assert {point for _, point in CASES} | {*FORK_POINTS, *SNAPSHOT_POINTS, PARKED} == set(CHECKPOINTS)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +216,8 @@ def _check(daemon: Daemon, verb: Verb, before: dict[str, Any] | None, after: dic
         assert after["status"]["epoch"] == after["wanted"]["epoch"]
     if before is not None and verb.name in ("pause", "resume"):
         assert after["pid"] == before["pid"], "the same QEMU runs on"
+    if verb.name == "change":
+        assert before and after["pid"] == before["pid"] and after["status"]["cpus"] == 3
     if verb.name in ("stop", "kill"):
         assert after["status"]["ended"]["reason"] in ("stopped", "killed", "ended-unseen")
 

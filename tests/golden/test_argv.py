@@ -50,6 +50,13 @@ PLANS: dict[str, LaunchPlan] = {
     ),
     "disk-overlay": DISK,
     "vcpus": replace(TINY, cpus=3, cpus_max=8),
+    "vcpus-and-disks": replace(
+        DISK,
+        cpus=3,
+        cpus_built=1,
+        cpus_max=8,
+        disks=(ROOT, DiskPlan("s", (Layer(Path("/dev/vg/lv"), "raw"),), bus="scsi", readonly=True)),
+    ),
     "topology": replace(TINY, cpus=2, cpus_max=8, topology=(2, 2, 2)),
     "uefi": replace(DISK, firmware=FirmwarePlan(Path("/ovmf/code.fd"), STATE / "vars.fd")),
     "legacy-pc": replace(

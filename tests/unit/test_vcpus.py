@@ -13,7 +13,10 @@ from innkeeper.agent.ops import vcpus
 from innkeeper.api.verbs.set import set_
 from innkeeper.engine import plan_file
 from innkeeper.errors import GuestTimeout, Unsupported
+from innkeeper.guest.vcpus import GuestCpu, switches
 from innkeeper.spec.instance import InstanceUpdate, Power
+
+FIXED, ON, OFF = GuestCpu(True, False), GuestCpu(True, True), GuestCpu(False, True)
 
 
 def asked(count: int) -> InstanceUpdate:
@@ -82,6 +85,60 @@ def test_a_guest_that_keeps_its_vcpus(tmp_path: Path, monkeypatch: pytest.Monkey
             assert machine.present == {0} and view.status.cpus == 1 and view.status.failure is None
 
     run(scenario())
+
+
+def test_where_unplugging_spoils_they_are_parked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    online = 3
+
+    async def use(agent: object, count: int, deadline_s: float) -> int:
+        nonlocal online
+        online = count if online > 0 else -online
+        return online
+
+    monkeypatch.setattr(vcpus, "use_vcpus", use)
+
+    async def scenario() -> None:
+        nonlocal online
+        world = World(tmp_path)
+        async with world.daemon():
+            await world.create(spec={"cpu": {"count": 3}})
+            machine = world.machine()
+            machine.unplug_spoils = True
+            with pytest.raises(Unsupported, match="no guest agent answers"):
+                await grown(world, 1)
+            machine.agent_open = True
+            view = await grown(world, 1)
+            assert machine.present == {0, 1, 2} and online == view.status.cpus == 1
+            plan = plan_file.load(world.paths.runtime(view.record.uid))
+            assert plan is not None and (plan.cpus, plan.parked) == (3, 2)
+        async with world.daemon():  # the next daemon knows it too
+            assert (await world.repo.view("web")).status.cpus == 1
+            view = await grown(world, 5)
+            assert machine.present == {0, 1, 2, 3, 4} and online == view.status.cpus == 5
+            online = -5  # the guest keeps them
+            with pytest.raises(GuestTimeout, match="did not take its vCPUs out of use"):
+                await grown(world, 2)
+            assert (await world.repo.view("web")).status.cpus == 5
+
+    run(scenario())
+
+
+SWITCHES: dict[str, tuple[dict[int, GuestCpu], int, dict[int, bool]]] = {
+    "enough": ({0: FIXED, 1: ON}, 2, {}),
+    "one more": ({0: FIXED, 1: OFF, 2: OFF}, 2, {1: True}),
+    "two more": ({0: FIXED, 1: OFF, 2: OFF}, 3, {1: True, 2: True}),
+    "more than it knows yet": ({0: FIXED}, 3, {}),
+    "one less": ({0: FIXED, 1: ON, 2: ON}, 2, {2: False}),
+    "all but the first": ({0: FIXED, 1: ON, 2: ON}, 1, {1: False, 2: False}),
+    "one that cannot go": ({0: FIXED, 1: FIXED, 2: ON}, 1, {2: False}),
+    "none can go": ({0: FIXED}, 0, {}),
+}
+
+
+@pytest.mark.parametrize("case", SWITCHES)
+def test_switches(case: str) -> None:
+    known, count, wanted = SWITCHES[case]
+    assert switches(known, count) == wanted
 
 
 def test_one_that_is_given_up_late_is_noticed(tmp_path: Path) -> None:

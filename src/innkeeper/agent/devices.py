@@ -27,7 +27,7 @@ async def as_it_is(machine: Machine, plan: LaunchPlan) -> LaunchPlan:
             f"{plan.name} gave up vCPU {missing} late, and has later ones: no other process can be like it",
             hint=f"give it its vCPUs again: inn set {plan.name} cpu.count={len(present) + 1}",
         )
-    return replace(plan, cpus=len(present))
+    return replace(plan, cpus=len(present), cpus_built=plan.cpus_built or plan.cpus)
 
 
 async def note(ctx: Context, record: InstanceRecord, running: Running) -> None:
@@ -36,8 +36,8 @@ async def note(ctx: Context, record: InstanceRecord, running: Running) -> None:
     if running.plan is not None:
         with contextlib.suppress(Unsupported):
             keep_plan(ctx, running, await as_it_is(running.machine, running.plan))
-    present = sum(place.present for place in places)
-    await ctx.publish(record, cpus=present, cpus_max=len(places))
+    used = sum(place.present for place in places) - (running.plan.parked if running.plan else 0)
+    await ctx.publish(record, cpus=used, cpus_max=len(places))
 
 
 def keep_plan(ctx: Context, running: Running, plan: LaunchPlan) -> None:

@@ -29,6 +29,8 @@ BOOT_LOOK_INTERVAL_S: Final = 0.5
 BOOT_LOOK_S: Final = 600.0
 # printed by panic(), kernel/panic.c; and systemd's and busybox's way of giving up
 PANIC_MARKS: Final = (b"Kernel panic - not syncing", b"end Kernel panic")
+# As `status.changed`: whatever was wanted last is to be looked at once more.
+NEVER: Final = -1
 # Until they stay the same: those of IPv6 come seconds after the others.
 ADDRESS_LOOKS_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -152,6 +154,7 @@ class Watcher:
         if not status.ready:
             times["ready"] = round((self._ctx.clock.time() - status.started_at) * 1000, 1)
         await self._ctx.publish(self._record, agent=True, ready=True, times_ms=times, note=note)
+        await self._park_again()
         before: tuple[str, ...] = ()
         for delay_s in ADDRESS_LOOKS_S:
             await asyncio.sleep(delay_s)
@@ -164,6 +167,12 @@ class Watcher:
             if addresses:
                 await self._ctx.publish(self._record, addresses=addresses)
             before = addresses
+
+    async def _park_again(self) -> None:
+        """A guest that was rebooted uses all the vCPUs it finds: have the step look that sees to that."""
+        if self._running.plan is not None and self._running.plan.parked:
+            await self._ctx.publish(self._record, changed=NEVER)
+            self._ctx.moments.kick(self._record.uid)
 
     async def _wake(self) -> str:
         """Of one that runs on from a moment of its own: what time it is."""

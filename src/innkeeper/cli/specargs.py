@@ -23,6 +23,10 @@ _BOOT_WORDS: Final = {
     "cdrom": "cdrom", "d": "cdrom",
     "network": "network", "net": "network", "n": "network",
 }  # fmt: skip
+_CPU_OPTIONS: Final = {
+    "count": "cpus", "max": "max_cpus", "sockets": "sockets", "cores": "cores", "threads": "threads",
+    "model": "cpu_model",
+}  # fmt: skip
 _USER_DATA_MAX: Final = 512 * 1024
 # ISO 9660: the volume descriptor starts at sector 16, with this identifier at its second byte.
 _ISO_MARK_AT: Final = 16 * 2048 + 1
@@ -216,7 +220,7 @@ def build(options: Mapping[str, Any], read_text: Callable[[str], str]) -> Json:
         disks.append(cdrom(path, "cdrom" if not taken else f"cdrom{taken + 1}", machine))
     if disks:
         spec["disks"] = disks
-    _put(spec, "cpu", {"count": options.get("cpus"), "model": options.get("cpu_model")})
+    _cpu(spec, options)
     memory = options.get("memory")
     _put(spec, "memory", {"size": size(memory) if memory else None})
     _put(
@@ -277,6 +281,11 @@ def of_copy(base: Json, options: Mapping[str, Any]) -> Json:
     if options.get("agent") is not None:
         spec["wait_for_agent"] = options["agent"]
     return spec
+
+
+def _cpu(spec: Json, options: Mapping[str, Any]) -> None:
+    given = {field: options.get(option) for field, option in _CPU_OPTIONS.items()}
+    _put(spec, "cpu", given)
 
 
 def _origin(spec: Json, disks: list[Json], image: str | None, root_size: str | None, machine: str) -> None:

@@ -23,6 +23,12 @@ _OPTIONS: list[Decorator] = [
     click.argument("image", metavar="[IMAGE|PATH]", required=False, shell_complete=complete_images),
     click.option("--name", metavar="NAME", help="Name of the VM (default: a readable one is made up)."),
     click.option("--cpus", type=click.IntRange(1, 255), metavar="N", help="Number of vCPUs (default: 1)."),
+    click.option(
+        "--max-cpus", type=click.IntRange(1, 255), metavar="N", help="How many it may get live (default: 8)."
+    ),
+    click.option("--sockets", type=click.IntRange(1, 255), metavar="N", help="Processor sockets."),
+    click.option("--cores", type=click.IntRange(1, 255), metavar="N", help="Cores of each socket."),
+    click.option("--threads", type=click.IntRange(1, 255), metavar="N", help="Threads of each core."),
     click.option("--cpu-model", metavar="MODEL", help="CPU model, as QEMU names it (default: the best)."),
     click.option("--memory", metavar="SIZE", help="RAM, such as 512MiB or 2GiB (default: 256MiB)."),
     click.option(

@@ -81,6 +81,8 @@ class LaunchPlan:
     nics: tuple[NicPlan, ...] = ()
     kernel: KernelPlan | None = None
     firmware: FirmwarePlan | None = None
+    cpus_built: int = 0  # those it was first started with, by which its devices were built; 0: `cpus`
+    parked: int = 0  # of those present: not used by the guest, since they cannot be unplugged without harm
     cpus_max: int = 0  # with those that may be plugged in; 0: none may
     topology: tuple[int, int, int] | None = None  # sockets, cores, threads; their product is cpus_max
     iommu: Literal["none", "intel"] = "none"
@@ -217,7 +219,12 @@ class Machine(Protocol):
         """Fill an empty place. The guest notices, and brings the vCPU online or not."""
 
     async def unplug_vcpu(self, index: int) -> None:
-        """Ask the guest to give up a vCPU; `vcpus` tells when it has. May be asked again."""
+        """Ask the guest to give up a vCPU; `vcpus` tells when it has. May be asked again. Raises EngineError
+        for the first one, and for a guest that surely takes no such requests."""
+
+    @property
+    def unplug_spoils(self) -> bool:
+        """Unplugging a vCPU would leave a process that dies sooner or later: never do it."""
 
     @property
     def ram_private(self) -> bool:

@@ -42,6 +42,7 @@ class FakeMachine:
     hang: bool = False  # answers nothing; only kill works
     ignores_power_button: bool = False
     keeps_vcpus: bool = False  # the guest gives none up
+    unplug_spoils: bool = False
     version: str = "0.0-fake"
     started_at: float = 0.0
     times_ms: Mapping[str, float] = field(default_factory=dict)
@@ -133,6 +134,7 @@ class FakeMachine:
 
     async def unplug_vcpu(self, index: int) -> None:
         await self._answer("unplug_vcpu")
+        assert not self.unplug_spoils, "a real one would corrupt its memory"
         if index == 0 or index not in self.present:
             raise EngineError(f"vCPU {index} cannot be unplugged")
         if not self.keeps_vcpus:

@@ -342,7 +342,7 @@ class InstanceStatus(Model):
     machine: str = Field(default="", description="Versioned machine type in use.")
     qemu: str = Field(default="", description="QEMU version in use.")
     pid: int = 0
-    cpus: int = Field(default=0, description="vCPUs it has now; 0: it does not run.")
+    cpus: int = Field(default=0, description="vCPUs it has to use now; 0: it does not run.")
     cpus_max: int = Field(default=0, description="vCPUs it may get without a restart.")
     changed: int = Field(default=0, description="The last `wanted.change` that was carried out, or failed.")
     started_at: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -14,8 +15,9 @@ import pytest
 from engine_harness import Bench, Scenario, ended, shortly
 
 from innkeeper.engine.base import EventKind, RunState
-from innkeeper.engine.fake import FakeEngine
+from innkeeper.engine.fake import FakeEngine, FakeMachine
 from innkeeper.errors import EngineError, InnkeeperError, Refused, StartFailed
+from innkeeper.paths import RuntimeFiles
 from vms import bootables
 
 Play = Callable[[Scenario], None]
@@ -212,6 +214,67 @@ def test_strays_are_ended(play: Play) -> None:
         await machine.detach()
         await bench.engine.destroy_stray(machine.pid)
         assert bench.running() == {}
+
+    play(scenario)
+
+
+def test_vcpus_are_plugged_in(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        plan = bench.plan(cpus=1, cpus_max=3)
+        machine = await bench.begin(plan)
+
+        async def present() -> list[bool]:
+            places = await machine.vcpus()
+            assert [place.index for place in places] == [0, 1, 2]
+            return [place.present for place in places]
+
+        assert await present() == [True, False, False]
+        await machine.plug_vcpu(1)
+        assert await present() == [True, True, False]
+        for taken in (0, 1):
+            with pytest.raises(EngineError):
+                await machine.plug_vcpu(taken)
+        with pytest.raises(InnkeeperError):
+            await machine.plug_vcpu(3)
+        await machine.plug_vcpu(2)
+        assert await present() == [True, True, True]
+        assert await machine.run_state() is RunState.RUNNING
+        await machine.kill()
+
+    play(scenario)
+
+
+def test_a_guest_that_knows_nothing_of_it_keeps_its_vcpus(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        machine = await bench.begin(bench.plan(cpus=2, cpus_max=2))
+        if isinstance(machine, FakeMachine):
+            machine.keeps_vcpus = True
+        for _ in range(2):
+            with contextlib.suppress(EngineError):  # QEMU knows of a guest that has not set up ACPI
+                await machine.unplug_vcpu(1)
+        with pytest.raises(EngineError):
+            await machine.unplug_vcpu(0)
+        await asyncio.sleep(0.2)
+        assert all(place.present for place in await machine.vcpus())
+        await machine.kill()
+
+    play(scenario)
+
+
+def test_a_stand_in_has_the_vcpus_that_were_plugged_in(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        plan = bench.plan(cpus=1, cpus_max=3)
+        machine = await bench.begin(plan)
+        await machine.plug_vcpu(1)
+        like = replace(plan, cpus=2, cpus_built=1, incoming=True)
+        stand_in = await bench.engine.stand_in(machine, like, RuntimeFiles(bench.root / "next"), None)
+        await stand_in.receive(machine)
+        machine.retire()
+        await stand_in.succeed(machine)
+        await stand_in.resume()
+        assert [place.present for place in await stand_in.vcpus()] == [True, True, False]
+        assert await stand_in.run_state() is RunState.RUNNING
+        await stand_in.kill()
 
     play(scenario)
 

@@ -80,7 +80,7 @@ async def launch(
             machine=plan.machine,
             qemu=machine.version,
             pid=machine.pid,
-            cpus=plan.cpus,
+            cpus=plan.cpus - plan.parked,
             cpus_max=plan.cpus_max or plan.cpus,
             changed=record.wanted.change,
             started_at=running.woke_at if source and source.waiting else machine.started_at,

@@ -111,7 +111,7 @@ def build_argv(plan: LaunchPlan, files: RuntimeFiles, wiring: Wiring) -> list[st
     if any(_on_virtio(disk) for disk in plan.disks):
         argv += ["-object", _json(qom_type="iothread", id=DISK_THREAD)]
     if any(disk.bus == "scsi" for disk in plan.disks):
-        argv += _device(driver="virtio-scsi-pci", id="scsi0")
+        argv += ["-device", json.dumps({"driver": "virtio-scsi-pci", "id": "scsi0"} | _queues(plan, "_"))]
     if _needs_ahci(plan):
         argv += _device(driver="ich9-ahci", id="ahci0")
     positions = _positions(plan)
@@ -256,6 +256,13 @@ def _disk(plan: LaunchPlan, disk: DiskPlan, position: int, wiring: Wiring) -> li
     return [*argv, *_disk_device(plan, disk, position)]
 
 
+def _queues(plan: LaunchPlan, joint: str) -> dict[str, int]:
+    """QEMU gives a disk as many queues as there are vCPUs at its start: in a process that goes on for one
+    which has got vCPUs since, that is as many as that one was built with."""
+    built = plan.cpus_built or plan.cpus
+    return {f"num{joint}queues": built} if built != plan.cpus else {}
+
+
 def _on_virtio(disk: DiskPlan) -> bool:
     return disk.bus == "virtio" and disk.media == "disk"
 
@@ -266,6 +273,7 @@ def _disk_device(plan: LaunchPlan, disk: DiskPlan, position: int) -> list[str]:
     common: dict[str, Any] = {"drive": node, "bootindex": disk.boot_index, "serial": disk.name[:20]}
     device_id = f"disk-{disk.name}-dev"
     if _on_virtio(disk):
+        common |= _queues(plan, "-")
         return _device(driver="virtio-blk-pci", id=device_id, iothread=DISK_THREAD, **common)
     if disk.bus == "scsi":
         return _device(driver=f"scsi-{kind}", id=device_id, bus="scsi0.0", **common)

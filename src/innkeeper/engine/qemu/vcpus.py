@@ -51,6 +51,9 @@ async def unplug(monitor: Monitor, index: int) -> None:
     try:
         await monitor.execute("device_del", {"id": place.path})
     except EngineError as error:
+        if "not supported device type" in error.message:
+            what = "The guest does not take requests to give up vCPUs: it has not set up its ACPI"
+            raise EngineError(what, hint="wait until it has booted") from error
         if "in the process of unplug" not in error.message:
             raise
 
