@@ -51,7 +51,7 @@ class _World:
         self.running: Any = SimpleNamespace(
             machine=self.machine,
             agent=agent,
-            plan=object(),
+            plan=SimpleNamespace(parked=0),
             console_offset=0,
             woken=False,
             woke_at=1.0,
