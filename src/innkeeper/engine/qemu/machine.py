@@ -196,11 +196,7 @@ class QemuMachine:
 
     @property
     def unplug_spoils(self) -> bool:
-        """Under TCG, QEMU before 10.2 goes on telling a vCPU that was freed of memory changes
-        (softmmu/physmem.c, cpu_address_space_init): the next device that is plugged in, or a migration,
-        corrupts its heap. Seen with 7.2."""
-        numbers = [int(part) for part in self.version.split(".")[:2] if part.isdigit()]
-        return self.accelerator == "tcg" and numbers < [10, 2]
+        return vcpus.unplug_spoils(self.accelerator, self.version)
 
     async def unplug_vcpu(self, index: int) -> None:
         await vcpus.unplug(await self.answering(), index)

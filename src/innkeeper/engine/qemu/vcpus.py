@@ -37,6 +37,14 @@ async def places(monitor: Monitor) -> list[Place]:
     ]
 
 
+def unplug_spoils(accelerator: str, version: str) -> bool:
+    """Under TCG, QEMU before 10.2 goes on telling a vCPU that was freed of memory changes (softmmu/physmem.c,
+    cpu_address_space_init): the next device that is plugged in, or a migration, corrupts its heap. Seen with
+    7.2."""
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    return accelerator == "tcg" and numbers < [10, 2]
+
+
 async def plug(monitor: Monitor, index: int) -> None:
     place = await _place(monitor, index)
     if place.path:
