@@ -12,11 +12,9 @@ import time
 from typing import Final
 
 from innkeeper.errors import InnkeeperError
-from lab.nested import ROOT, NestedHost
+from lab.nested import LAB_ENVIRONMENT, PATIENCE, ROOT, NestedHost
 from lab.summary import Result, read_junit, status, table
 
-# So much slower than an ordinary machine may the lab be, by the tests' own deadlines.
-PATIENCE: Final = 6
 # A hung kernel in the lab must not hang `make lab`.
 _TESTS_S: Final = 1800
 _JUNIT: Final = "/tmp/lab-results.xml"
@@ -50,8 +48,7 @@ def run_tests(host: NestedHost, arguments: list[str]) -> list[Result]:
     words = arguments or ["tests/lab"]
     command = shlex.join(["python3", "-m", "pytest", "-v", "-p", "no:cacheprovider", *words])
     script = (
-        f"cd {ROOT} && rm -f {_JUNIT} && export INNKEEPER_TEST_PATIENCE={PATIENCE}"
-        f" INNKEEPER_LAB_TINY=$(echo {ROOT}/tiny/*) && timeout {_TESTS_S} {command}"
+        f"cd {ROOT} && rm -f {_JUNIT} && {LAB_ENVIRONMENT} timeout {_TESTS_S} {command}"
         f" -o timeout={180 * PATIENCE} -o junit_family=xunit1 --junitxml={_JUNIT}"
     )
     host.run("sh", "-c", script)

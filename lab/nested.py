@@ -28,6 +28,10 @@ SPEC: Final[dict[str, Any]] = {
     "machine": {"iommu": "intel"},
     "disks": [{"name": "root", "size": "12GiB"}],
 }
+# So much slower than an ordinary machine may the lab be, by the tests' own deadlines.
+PATIENCE: Final = 6
+# Before a command in ROOT that is of the tests or the benchmarks.
+LAB_ENVIRONMENT: Final = f"INNKEEPER_TEST_PATIENCE={PATIENCE} INNKEEPER_LAB_TINY=$(echo {ROOT}/tiny/*)"
 _READY_S: Final = 300.0
 Say = Callable[[str], None]
 

@@ -54,11 +54,19 @@ def host(paging: Paging, template_state: Path) -> Iterator[Daemon]:
     yield from _daemon(template_state)
 
 
-@pytest.fixture(scope="module")
-def plain_host(template_state: Path) -> Iterator[Daemon]:
-    """A daemon on KVM with nested paging, for what does not depend on it."""
+@pytest.fixture(scope="session")
+def _long_lived(template_state: Path) -> Iterator[Daemon]:
     reload_kvm("npt")
     yield from _daemon(template_state)
+
+
+@pytest.fixture(scope="module")
+def plain_host(_long_lived: Daemon) -> Iterator[Daemon]:
+    """A daemon on KVM with nested paging, for what does not depend on it. Without VMs of other modules."""
+    reload_kvm("npt")
+    yield _long_lived
+    for name in _long_lived.names():
+        _long_lived.client.instances.handle(name).remove(force=True)
 
 
 def _daemon(template: Path) -> Iterator[Daemon]:

@@ -11,6 +11,8 @@ from vms import labhost
 from vms.daemon import Daemon
 from vms.labhost import Paging
 
+ZEROES = hashlib.sha256(bytes(3_000_000)).hexdigest()
+
 
 @pytest.fixture(scope="module")
 def guest(host: Daemon) -> Iterator[str]:
@@ -65,13 +67,25 @@ def test_who_meets_the_page_faults_of_the_guest(host: Daemon, guest: str, paging
     assert (told > 100) if paging == "shadow" else (told == 0), told
 
 
+def test_a_fork_runs_on(host: Daemon, guest: str) -> None:
+    """In either mode; all the rest about forks is in test_fork_lab.py."""
+    sh(host, "echo before >/mark")
+    host.client.instances.handle(guest).fork(name="copy")
+    try:
+        sh(host, "echo after >/mark")
+        assert sh(host, "cat /mark", "copy") == "before"
+        assert sh(host, "head -c 3000000 /dev/zero | sha256sum", "copy").split()[0] == ZEROES
+        assert sh(host, "cat /mark") == "after"
+    finally:
+        host.client.instances.handle("copy").remove(force=True)
+
+
 def test_two_vcpus_compute_what_is_right(host: Daemon) -> None:
     host.client.instances.create({"image": "tiny", "cpu": {"count": 2}}, name="two", start=True, wait="ready")
     try:
         script = "head -c 3000000 /dev/zero | sha256sum"
         both = sh(host, f"nproc; ({script}) & {script}; wait", "two").split("\n")
         assert both[0] == "2"
-        right = hashlib.sha256(bytes(3_000_000)).hexdigest()
-        assert both[1:] == [f"{right}  -"] * 2
+        assert both[1:] == [f"{ZEROES}  -"] * 2
     finally:
         host.client.instances.handle("two").remove(force=True)
