@@ -126,6 +126,15 @@ def test_verbs_over_the_api(tmp_path: Path) -> None:
             assert not allowed and found[1].startswith("block 900 forks of web may take")
             error = await api.refused("POST", "/instances/web/fork", {"count": 900}, status=409)
             assert f"block {error['message']}" == found[1]
+            allowed, found = await ask(api, "web", "fork", cpus=2)
+            assert (
+                not allowed and "block web runs, and its copies go on from there with its 1 vCPU" in found[1]
+            )
+            error = await api.refused("POST", "/instances/web/fork", {"cpus": 2}, status=409)
+            assert f"block {error['message']}" == found[1] and "inn stop web" in error["hint"]
+            assert (await ask(api, "web", "fork", cpus=1))[0]
+            for bad in (0, 256, -1):
+                await api.refused("POST", "/instances/web/fork", {"cpus": bad}, status=400)
             allowed, found = await ask(api, "web", "rm")
             error = await api.refused("DELETE", "/instances/web", status=409)
             assert not allowed and found == [f"block {error['message']}"]

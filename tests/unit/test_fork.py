@@ -13,7 +13,7 @@ from helpers import run
 from innkeeper.agent import chains
 from innkeeper.api.verbs.fork import ForkOptions, fork, names_of
 from innkeeper.clock import SystemClock
-from innkeeper.errors import BadRequest, EngineError, InnkeeperError, Unsupported
+from innkeeper.errors import BadRequest, EngineError, InnkeeperError, Unsupported, WrongState
 from innkeeper.spec.instance import Power, State
 from innkeeper.store.view import InstanceView
 
@@ -169,6 +169,26 @@ def test_a_stopped_vm_becomes_linked_clones(play: Callable[[Scenario], None]) ->
             assert "freeze web" not in world.engine.calls
             assert (await world.repo.view("web")).status.state is State.STOPPED
             await world.want("web", power=Power.ON, epoch=1)
+
+    play(scenario)
+
+
+def test_copies_of_a_stopped_vm_may_have_other_cpus(play: Callable[[Scenario], None]) -> None:
+    async def scenario(world: World) -> None:
+        async with world.daemon():
+            await world.create(on=False, spec=DISK)
+            options = ForkOptions(cpus=3, until="running", timeout_s=10.0)
+            (view,) = await fork(world.repo, SystemClock(), "web", options)
+            assert view.record.spec.cpu.count == 3 and world.machine("web-1").plan.cpus == 3
+            assert (await world.repo.view("web")).record.spec.cpu.count == 1
+            await world.create("two", on=False, spec={**DISK, "cpu": {"count": 2, "max": 2}})
+            with pytest.raises(BadRequest, match="cannot have 3 vCPUs: 3 vCPUs are more than the 2"):
+                await fork(world.repo, SystemClock(), "two", options)
+            await world.create("on", spec=DISK)
+            pid = world.machine("on").pid
+            with pytest.raises(WrongState, match="its copies go on from there with its 1 vCPU, not with 3"):
+                await fork(world.repo, SystemClock(), "on", options)
+            assert world.machine("on").pid == pid
 
     play(scenario)
 

@@ -85,12 +85,18 @@ def sweep_instance(ctx: Context, files: InstanceFiles) -> None:
         used = in_use(ctx.paths, plans_on_disk(ctx.paths))
     except Failed:
         return
-    frozen = {_identity(path) for path in ctx.paths.layers.iterdir() if path in used}
     for path in list(unnamed(files, used)):
-        if _identity(path) in frozen or (_OWN_LAYER.search(path.name) and is_untouched(path)):
+        if worthless(ctx.paths, path, used):
             path.unlink()
         else:
             log.warning("%s belongs to no disk of its instance", path)
+
+
+def worthless(paths: Paths, path: Path, used: set[Path]) -> bool:
+    """Whether an unnamed disk file is what a fork that was cut leaves: a second name of a frozen layer, or a
+    top layer that was never written to."""
+    frozen = {_identity(one) for one in paths.layers.iterdir() if one in used}
+    return _identity(path) in frozen or (_OWN_LAYER.search(path.name) is not None and is_untouched(path))
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from innkeeper.spec.base import Model, Name, Size, worded
+from innkeeper.spec.cpu import MAX_VCPUS
 from innkeeper.spec.instance import MAX_POOL, InstanceSpec
 
 # A day: longer waits are asked for again, so that one forgotten request does not stay for ever.
@@ -45,6 +46,9 @@ class StartBody(VerbBody):
 class ForkBody(VerbBody):
     count: int = Field(default=1, ge=1, le=1000)
     name: str = Field(default="", description="Pattern with {} for the number; default: PARENT-{}.")
+    cpus: int | None = Field(
+        default=None, ge=1, le=MAX_VCPUS, description="vCPUs of each copy; only of a parent that is off."
+    )
     ssh_keys: bool = Field(default=False, description="New SSH host keys in each copy.")
     start: bool = Field(default=True, description="Of a stopped parent: start the copies.")
     remove_when_ended: bool = Field(default=False, description="Remove a copy when its run ends.")

@@ -11,6 +11,7 @@ from innkeeper.api import schema
 from innkeeper.api.context import Ctx
 from innkeeper.api.respond import json_of
 from innkeeper.api.verbs.explain import Verb, explain
+from innkeeper.spec.cpu import MAX_VCPUS
 
 router = APIRouter(prefix="/v1/instances/{name}", tags=["instances"])
 
@@ -25,8 +26,9 @@ async def explain_verb(
     name: str,
     verb: Verb,
     count: Annotated[int, Query(ge=1, le=1000, description="Of fork: how many copies.")] = 1,
+    cpus: Annotated[int | None, Query(ge=1, le=MAX_VCPUS, description="Of fork: vCPUs of each copy.")] = None,
 ) -> Response:
     deps = ctx.deps
-    findings = await explain(deps.repo, ctx.admission, deps.live, verb, name, count)
+    findings = await explain(deps.repo, ctx.admission, deps.live, verb, name, count, cpus)
     allowed = not any(one.verdict == "block" for one in findings)
     return json_of({"verb": verb, "allowed": allowed, "findings": [one.to_dict() for one in findings]})

@@ -163,6 +163,7 @@ async def fork_instance(ctx: Ctx, name: str, body: ForkBody | None = None) -> Re
     options = ForkOptions(
         count=body.count,
         pattern=body.name,
+        cpus=body.cpus,
         ssh_keys=body.ssh_keys,
         start=body.start,
         remove_when_ended=body.remove_when_ended,

@@ -53,6 +53,7 @@ class Instance(Inspectable):
         *,
         count: int = 1,
         name: str = "",
+        cpus: int | None = None,
         ssh_keys: bool = False,
         start: bool = True,
         remove_when_ended: bool = False,
@@ -61,7 +62,7 @@ class Instance(Inspectable):
         timeout_s: float | None = None,
     ) -> Json:
         """Copies of it as it is now: `instances`, and `pause_ms`, how long it stood still. `name` is a
-        pattern with {} for the number; `hold` is for client.try_."""
+        pattern with {} for the number; `cpus` only of one that is off; `hold` is for client.try_."""
         body: Json = {
             "count": count,
             "name": name,
@@ -70,8 +71,8 @@ class Instance(Inspectable):
             "remove_when_ended": remove_when_ended,
             "wait": wait,
         }
-        if hold:
-            body["hold"] = hold
+        body |= {"hold": hold} if hold else {}
+        body |= {"cpus": cpus} if cpus is not None else {}
         if timeout_s is not None:
             body["timeout_s"] = timeout_s
         answer: Json = self._transport.json(
@@ -99,11 +100,10 @@ class Instance(Inspectable):
 
         return clone(self, self._transport, name, **options)
 
-    def explain(self, verb: str, *, count: int = 1) -> Json:
+    def explain(self, verb: str, *, count: int = 1, cpus: int | None = None) -> Json:
         """What would block this verb now, or follow from it, without doing it: `allowed`, `findings`."""
-        answer: Json = self._transport.json(
-            "GET", f"{self._path}/explain", query={"verb": verb, "count": count}
-        )
+        query: Json = {"verb": verb, "count": count} | ({"cpus": cpus} if cpus is not None else {})
+        answer: Json = self._transport.json("GET", f"{self._path}/explain", query=query)
         return answer
 
     def keep(self) -> Instance:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from pydantic import ValidationError
+
 from innkeeper.control.lifecycle import is_active
 from innkeeper.control.placement import QEMU_OVERHEAD_BYTES
-from innkeeper.errors import NoCapacity, WrongState
-from innkeeper.spec.finding import Finding, block, ok, warn
+from innkeeper.errors import BadRequest, NoCapacity, WrongState
+from innkeeper.spec.finding import Finding, asked, block, ok, warn
 from innkeeper.spec.host import HostRecord
-from innkeeper.spec.instance import InstanceRecord, InstanceStatus, State, private_bytes
+from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State, private_bytes
 from innkeeper.units import human_size
 
 # QEMU of a copy: private memory measured 20-45 MB under TCG.
@@ -55,3 +57,30 @@ def room(parent: InstanceRecord, count: int, hosts: Sequence[HostRecord]) -> Ite
         yield block(NoCapacity(said, hint=hint))
     else:
         yield ok(said)
+
+
+def cpus(parent: InstanceRecord, wanted: int | None, *, live: bool) -> Iterator[Finding]:
+    """Whether the copies can have that many vCPUs; None: as many as the parent."""
+    has = parent.spec.cpu.count
+    if wanted is None or wanted == has:
+        return
+    if live:
+        own = f"{has} vCPU{'s' if has > 1 else ''}"
+        what = f"{parent.name} runs, and its copies go on from there with its {own}, not with {wanted}"
+        hint = f"stop it first (inn stop {parent.name}), or change a copy: inn set COPY cpu.count={wanted}"
+        yield block(WrongState(what, hint=hint))
+    else:
+        yield from asked(lambda: with_cpus(parent.spec, wanted), f"each copy gets {wanted} vCPUs")
+
+
+def with_cpus(spec: InstanceSpec, wanted: int | None) -> InstanceSpec:
+    """The spec with so many vCPUs. Raises BadRequest when its topology or its NUMA nodes do not fit them."""
+    if wanted is None or wanted == spec.cpu.count:
+        return spec
+    try:
+        return InstanceSpec.model_validate(
+            spec.model_dump() | {"cpu": spec.cpu.model_dump() | {"count": wanted}}
+        )
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise BadRequest(f"The copies cannot have {wanted} vCPUs: {said}") from error

@@ -18,6 +18,7 @@ import uvicorn
 
 from innkeeper.agent import facts as host_facts
 from innkeeper.agent.context import CHECKPOINTS, Context, crash_at
+from innkeeper.agent.leaks import Leaks
 from innkeeper.agent.pool import Pool
 from innkeeper.agent.reconcile import Reconciler
 from innkeeper.agent.recovery import recover
@@ -113,7 +114,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             live=LiveService(ctx),
             metering=sampler,
             images=Images(paths, runner, repo, clock),
-            doctor=Doctor(runner, paths, host),
+            doctor=Doctor(runner, paths, host, Leaks(ctx)),
             host=host.name,
             version=version(),
             mode="system" if os.geteuid() == 0 else "session",

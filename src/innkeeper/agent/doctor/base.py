@@ -14,9 +14,10 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from innkeeper.agent import probes
+from innkeeper.agent.leaks import Leak
 from innkeeper.drivers.run import Runner, which
 from innkeeper.engine.kvm import DEFAULT_DEVICE, user_name
 
@@ -43,10 +44,19 @@ class Finding:
         return asdict(self)
 
 
+class LeakFinder(Protocol):
+    """What the agent knows of this host and a check cannot see (agent/leaks.py)."""
+
+    async def find(self) -> Sequence[Leak]: ...
+
+    async def remove(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class DoctorContext:
     """What the checks look at. `root` is where /proc, /sys, /dev and /etc lie; `kvm_cache` is where
-    the KVM verdict is stored for the daemon; `kvm_argv` replaces the probe's child (tests)."""
+    the KVM verdict is stored for the daemon; `kvm_argv` replaces the probe's child (tests); `leaks` are
+    known where a daemon runs."""
 
     runner: Runner
     state_dir: Path
@@ -58,6 +68,7 @@ class DoctorContext:
     kvm_device: str = DEFAULT_DEVICE
     kvm_cache: Path | None = None
     kvm_argv: Sequence[str] | None = None
+    leaks: LeakFinder | None = None
 
     @property
     def privileged(self) -> bool:

@@ -1,4 +1,5 @@
-"""`inn doctor --fix`: the repairs that destroy nothing and can be undone. As root only.
+"""`inn doctor --fix`: the repairs that destroy nothing and can be undone. As root, but for
+what belongs to whoever runs the daemon.
 
 Each is looked up by the name of the finding; packages go into one apt-get. What was done is judged
 by running the check again, never by the exit status of the repair.
@@ -42,9 +43,13 @@ Repair = Callable[[DoctorContext], Awaitable[None]]
 async def fix(findings: Sequence[Finding], context: DoctorContext) -> list[FixResult]:
     """Repair the fixable ones among `findings`, one result each. A repair that fails stops no other;
     nothing is raised."""
-    wanted = [one for one in findings if one.fixable]
-    if not context.privileged:
-        return [FixResult(one.name, False, f"needs root: sudo sh -c {_quoted(one.repair)}") for one in wanted]
+    fixable = [one for one in findings if one.fixable]
+    wanted = [one for one in fixable if context.privileged or one.name in _NO_ROOT]
+    told = [
+        FixResult(one.name, False, f"needs root: sudo sh -c {_quoted(one.repair)}")
+        for one in fixable
+        if one not in wanted
+    ]
     failures: dict[str, str] = {}
     with_packages = [one for one in wanted if one.packages]
     if with_packages:
@@ -58,7 +63,7 @@ async def fix(findings: Sequence[Finding], context: DoctorContext) -> list[FixRe
         failure = await _attempt(repair(context)) if repair else "no repair is known"
         if failure:
             failures[one.name] = failure
-    return await _look_again(wanted, failures, context)
+    return [*told, *await _look_again(wanted, failures, context)]
 
 
 async def _look_again(
@@ -155,6 +160,13 @@ def _make_tun_node(device: str) -> None:
     os.chmod(device, 0o666)  # as udev does: making an interface still needs CAP_NET_ADMIN
 
 
+async def _remove_leaks(context: DoctorContext) -> None:
+    if context.leaks is None:
+        raise Failed("no daemon runs: it cannot be told what is in use")
+    await context.leaks.remove()
+
+
+_NO_ROOT: Final = frozenset({"leaks"})  # of whoever runs the daemon
 REPAIRS: Final[dict[str, Repair]] = {
     "kvm": _modprobe("kvm_intel", "kvm_amd"),
     "kvm-access": _open_kvm,
@@ -162,4 +174,5 @@ REPAIRS: Final[dict[str, Repair]] = {
     "bridge": _modprobe("bridge"),
     "nftables": _modprobe("nf_tables"),
     "vhost-net": _modprobe("vhost_net"),
+    "leaks": _remove_leaks,
 }

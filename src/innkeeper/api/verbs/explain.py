@@ -35,15 +35,16 @@ class Asked:
     live: Live
     view: InstanceView
     count: int
+    cpus: int | None = None
 
 
 async def explain(
-    repo: Repo, admission: Admission, live: Live, verb: Verb, name: str, count: int
+    repo: Repo, admission: Admission, live: Live, verb: Verb, name: str, count: int, cpus: int | None = None
 ) -> list[Finding]:
     view = await repo.view(name)
     rules = asked(lambda: change.refuse_removed(view.record), "") if verb != "rm" else ()
     found = [one for one in rules if one.error]
-    return found or await _EXPLAIN[verb](Asked(repo, admission, live, view, count))
+    return found or await _EXPLAIN[verb](Asked(repo, admission, live, view, count, cpus))
 
 
 async def _fork(about: Asked) -> list[Finding]:
@@ -52,7 +53,9 @@ async def _fork(about: Asked) -> list[Finding]:
     found = list(forking.state(record, status))
     if any(one.error for one in found):
         return found
-    if is_active(record, status):
+    active = is_active(record, status)
+    found += forking.cpus(record, about.cpus, live=active)
+    if active:
         found += forking.room(record, about.count, await about.repo.hosts())
     else:
         found += await _admission(about)

@@ -33,10 +33,12 @@ _PLACE: Final = re.compile(r"\{n?\}")
 
 @dataclass(frozen=True, slots=True)
 class ForkOptions:
-    """`pattern` has `{}` for the number of the copy; empty: the parent's name and a number."""
+    """`pattern` has `{}` for the number of the copy; empty: the parent's name and a number. `cpus`: of each
+    copy; None: as many as the parent has."""
 
     count: int = 1
     pattern: str = ""
+    cpus: int | None = None
     ssh_keys: bool = False
     start: bool = True
     remove_when_ended: bool = False
@@ -55,6 +57,7 @@ async def fork(repo: Repo, clock: Clock, name: str, options: ForkOptions) -> lis
     change.refuse_removed(parent.record)
     live = is_active(parent.record, parent.status)
     refuse(forking.state(parent.record, parent.status))
+    refuse(forking.cpus(parent.record, options.cpus, live=live))
     if live:
         refuse(forking.room(parent.record, options.count, await repo.hosts()))
     existing = {view.name for view in await repo.instances()}
@@ -140,7 +143,7 @@ def record_of_copy(
         created_at=now,
         host=parent.host,
         image_id=parent.image_id,
-        spec=spec_of_copy(parent.spec),
+        spec=forking.with_cpus(spec_of_copy(parent.spec), options.cpus),
         wanted=Wanted(
             power=Power.ON if starts else Power.OFF,
             epoch=1 if starts else 0,

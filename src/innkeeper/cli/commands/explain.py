@@ -17,7 +17,7 @@ REFUSED = 4
 
 @verb(
     "explain",
-    synopsis="inn explain VERB NAME [--count N] [--json]",
+    synopsis="inn explain VERB NAME [--count N] [--cpus N] [--json]",
     examples="""
 inn explain fork web                  what would block a fork, and what would follow from it
 inn explain fork web --count 100      is there memory for a hundred?
@@ -30,7 +30,8 @@ inn explain start web
 @click.option(
     "--count", type=click.IntRange(1, 1000), metavar="N", default=1, help="Of fork: how many copies."
 )
-def explain(app: App, asked: str, name: str, count: int) -> None:
+@click.option("--cpus", type=click.IntRange(1, 255), metavar="N", help="Of fork: vCPUs of each copy.")
+def explain(app: App, asked: str, name: str, count: int, cpus: int | None) -> None:
     """Say what would block a verb, without doing it.
 
     VERB is fork, clone, start, stop or rm. Prints a line for everything that was looked at: ok, warn for what
@@ -39,7 +40,7 @@ def explain(app: App, asked: str, name: str, count: int) -> None:
 
     With --json: an object with verb, name, allowed, and findings (verdict, what, fix).
     """
-    answer: dict[str, Any] = {"name": name, **app.instance(name).explain(asked, count=count)}
+    answer: dict[str, Any] = {"name": name, **app.instance(name).explain(asked, count=count, cpus=cpus)}
     if app.json:
         print_json(answer)
     else:

@@ -12,11 +12,13 @@ from innkeeper.cli.types import timeout_option
 
 @verb(
     "fork",
-    synopsis="inn fork NAME [--count N] [--name PATTERN] [--ssh-keys] [--rm] [--no-start] [--json]",
+    synopsis="inn fork NAME [--count N] [--name PATTERN] [--cpus N] [--ssh-keys] [--rm] [--no-start]"
+    " [--json]",
     examples="""
 inn fork web                          one copy: web-1
 inn fork web --count 10 --name ci-{}  ten copies: ci-1 to ci-10
 inn fork web --name try --rm          a copy that goes when it is shut down
+inn fork web --cpus 4                 of a stopped VM: a linked clone with four vCPUs
 """,
 )
 @name_argument
@@ -25,6 +27,7 @@ inn fork web --name try --rm          a copy that goes when it is shut down
     "--name", "pattern", metavar="PATTERN", default="",
     help="Name of the copies, {} for the number (default: NAME-{}, the next free numbers).",
 )  # fmt: skip
+@click.option("--cpus", type=click.IntRange(1, 255), metavar="N", help="Of a stopped VM: vCPUs of each copy.")
 @click.option("--ssh-keys", is_flag=True, help="Give each copy SSH host keys of its own.")
 @click.option("--rm", "remove", is_flag=True, help="Remove each copy when it is shut down.")
 @click.option("--no-start", is_flag=True, help="Of a stopped VM: do not start the copies.")
@@ -35,6 +38,7 @@ def fork(
     name: str,
     count: int,
     pattern: str,
+    cpus: int | None,
     ssh_keys: bool,
     remove: bool,
     no_start: bool,
@@ -53,6 +57,7 @@ def fork(
     answer = app.instance(name).fork(
         count=count,
         name=pattern,
+        cpus=cpus,
         ssh_keys=ssh_keys,
         start=not no_start,
         remove_when_ended=remove,
