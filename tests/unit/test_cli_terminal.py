@@ -145,6 +145,32 @@ def test_slow_starts_show_progress(server: ApiServer, terminal: Terminal) -> Non
 
 
 @pytest.mark.parametrize(
+    ("words", "path"), [(("snapshot", "create", "web"), "snapshots"), (("save", "web"), "save")]
+)
+def test_how_much_of_a_snapshot_is_written(
+    server: ApiServer, terminal: Terminal, words: tuple[str, ...], path: str
+) -> None:
+    looks = iter(range(1, 100))
+
+    def snapshot(request: object) -> dict[str, object]:
+        written = min(4, next(looks)) << 20
+        one = {"name": "s1", "state": "taking", "total_bytes": 4 << 20, "written_bytes": written}
+        return {"snapshots": [one], "current": ""}
+
+    def slowly(request: object) -> dict[str, object]:
+        time.sleep(1.5)
+        done = {"name": "s1", "note": "", "pause_ms": 20.0, "size_bytes": 4 << 20}
+        return done if path == "snapshots" else instance("web")
+
+    server.answer("GET", "/v1/instances/web/snapshots", snapshot)
+    server.answer("POST", f"/v1/instances/web/{path}", slowly)
+    terminal.inn(*words)
+    terminal.until(b"web: 1.0 MiB of 4.0 MiB")
+    terminal.until(b"50% web: 2.0 MiB of 4.0 MiB")
+    assert terminal.wait() == 0
+
+
+@pytest.mark.parametrize(
     ("text", "key"),
     [("ctrl-]", b"\x1d"), ("^]", b"\x1d"), ("ctrl-a", b"\x01"), ("C-A", b"\x01"), ("~", b"~"), ("none", b"")],
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from innkeeper.cli.output import clean
+from innkeeper.errors import InnkeeperError
 
 _TICK_S = 0.1
 _BAR = 24
@@ -75,3 +76,29 @@ class Stages:
         if self._tty and self._stage:
             sys.stderr.write("\n")
             sys.stderr.flush()
+
+
+@contextmanager
+def watched(look: Callable[[], dict[str, Any] | None], *, every_s: float = 0.3) -> Iterator[None]:
+    """Ask `look` for a progress event now and then while the body runs, and draw it; on a terminal only, and
+    nothing for what is quick. What `look` raises of ours is as no event."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    stages, done = Stages(), threading.Event()
+
+    def draw() -> None:
+        while not done.wait(every_s):
+            with suppress(InnkeeperError):
+                event = look()
+                if event is not None and not done.is_set():
+                    stages.show(event)
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(5.0)
+        stages.end()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import click
 
@@ -14,7 +12,6 @@ from innkeeper.cli.command import name_argument, verb
 from innkeeper.cli.interrupts import orderly_signals
 from innkeeper.cli.output import print_json
 from innkeeper.cli.types import timeout_option
-from innkeeper.errors import InnkeeperError
 
 _LOOK_S = 0.3
 
@@ -62,28 +59,12 @@ def clone(
         note(f"{made.name}: {made.data['note']}")
 
 
-@contextlib.contextmanager
-def _shown(app: App, new: str) -> Iterator[None]:
+def _shown(app: App, new: str) -> AbstractContextManager[None]:
     """How much is copied, for a person at a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from innkeeper.cli.progress import Stages
+    from innkeeper.cli.progress import watched
 
-    stages, done = Stages(), threading.Event()
+    def look() -> dict[str, Any] | None:
+        share = app.client.instances.get_data(new)["status"].get("progress")
+        return {"stage": "copy", "fraction": share, "detail": new} if share is not None else None
 
-    def look() -> None:
-        while not done.wait(_LOOK_S):
-            with contextlib.suppress(InnkeeperError):
-                share = app.client.instances.get_data(new)["status"].get("progress")
-                if share is not None and not done.is_set():
-                    stages.show({"stage": "copy", "fraction": share, "detail": new})
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(5.0)
-        stages.end()
+    return watched(look, every_s=_LOOK_S)

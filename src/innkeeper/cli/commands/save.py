@@ -7,7 +7,7 @@ import click
 from innkeeper.cli.app import App
 from innkeeper.cli.command import names_argument, verb
 from innkeeper.cli.many import each
-from innkeeper.cli.progress import busy
+from innkeeper.cli.snapshotting import writing
 from innkeeper.cli.types import timeout_option
 
 
@@ -32,7 +32,7 @@ def save(app: App, names: tuple[str, ...], compress: bool, timeout_s: float | No
     """
 
     def act(name: str) -> dict[str, object]:
-        with busy(f"saving {name}"):
+        with writing(app, name, "save"):
             return app.instance(name).save(compress=compress, timeout_s=timeout_s).data
 
     each(app, names, act)

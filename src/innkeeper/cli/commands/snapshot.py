@@ -9,7 +9,7 @@ import click
 from innkeeper.cli.app import App, note
 from innkeeper.cli.command import CONTEXT, LazyGroup, Table, name_argument, verb
 from innkeeper.cli.output import age, print_json, print_pairs, print_table
-from innkeeper.cli.progress import busy
+from innkeeper.cli.snapshotting import writing
 from innkeeper.cli.types import timeout_option
 from innkeeper.units import human_size
 
@@ -68,7 +68,7 @@ def create(
     runs on while the memory is written to disk. Of a VM that is off, and with --disks-only, the disks.
     Prints the name of the snapshot; without one given s1, s2 and so on.
     """
-    with busy(f"taking a snapshot of {name}"):
+    with writing(app, name, "snapshot"):
         item = app.instance(name).snapshots.create(
             snapshot, disks_only=disks_only, compress=compress, timeout_s=timeout_s
         )
