@@ -16,7 +16,7 @@ from innkeeper.agent.context import CHECKPOINTS
 from innkeeper.errors import InnkeeperError, NotFound
 from vms import forks, templates
 from vms.daemon import Daemon, short_directory
-from vms.forks import Guest
+from vms.forks import Guest, Parent
 
 pytestmark = pytest.mark.vm
 
@@ -38,24 +38,6 @@ def lasting(template_state: Path) -> Iterator[Daemon]:
     finally:
         print(f"the daemon's log:\n{daemon.tail()}")  # shown when a test fails
         daemon.close()
-
-
-class Parent(Guest):
-    """Lasts from test to test: the daemon's crashes must not harm it."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        super().__init__(daemon, "parent")
-        forks.boot(daemon, "parent")
-        self.boot = self.boot_id()
-        self.marks: tuple[str, ...] = ()
-
-    def note(self, mark: str) -> None:
-        self.write(mark)
-        self.marks = (*self.marks, mark)
-
-    def check_all(self) -> None:
-        assert self.boot_id() == self.boot, "it was booted anew"
-        self.check(*self.marks)
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,24 @@ class Guest:
         self.instance.remove(force=True)
 
 
+class Parent(Guest):
+    """Lasts while copies of it come and go: it knows what it must have, and that it was not booted anew."""
+
+    def __init__(self, daemon: Daemon, name: str = "parent", **spec: Any) -> None:
+        super().__init__(daemon, name)
+        boot(daemon, name, **spec)
+        self.boot = self.boot_id()
+        self.marks: tuple[str, ...] = ()
+
+    def note(self, mark: str) -> None:
+        self.write(mark)
+        self.marks = (*self.marks, mark)
+
+    def check_all(self) -> None:
+        assert self.boot_id() == self.boot, "it was booted anew"
+        self.check(*self.marks)
+
+
 def boot(daemon: Daemon, name: str, **spec: Any) -> Guest:
     daemon.client.instances.create(SPEC | spec, name=name, start=True, wait="ready")
     guest = Guest(daemon, name)

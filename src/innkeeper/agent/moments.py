@@ -136,14 +136,15 @@ class Moments:
                 self._drop(token)
 
     def release(self, token: str, user: str) -> None:
-        """`user` runs, or was given up. The last one closes the moment."""
+        """`user` runs, or was given up. The last one closes the moment, unless the parent is still at it: then
+        the parent's worker does, at the end."""
         self._holders.get(token, set()).discard(user)
         if (halted := self._halted.pop(token, "")) != "":
             self.kick(halted)
         taken = self._taken.get(token)
         if taken is not None:
             taken.users.discard(user)
-            if not taken.users:
+            if not taken.users and (taken.over.is_set() or taken.failure is not None):
                 self._drop(token)
                 self.kick(taken.parent_uid)  # it may have waited for the end of this
 

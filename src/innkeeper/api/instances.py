@@ -40,7 +40,7 @@ from innkeeper.api.verbs.start import start
 from innkeeper.api.verbs.stop import stop
 from innkeeper.api.verbs.template import TemplateOptions, template
 from innkeeper.api.verbs.wait import Awaited, wait
-from innkeeper.errors import GuestTimeout, InnkeeperError, StartFailed
+from innkeeper.errors import GuestTimeout, InnkeeperError, NotFound, StartFailed
 from innkeeper.spec.instance import InstanceUpdate
 from innkeeper.store.view import InstanceView
 
@@ -177,14 +177,14 @@ async def fork_instance(ctx: Ctx, name: str, body: ForkBody | None = None) -> Re
     if body.hold and body.hold not in ctx.holds:  # its client went away meanwhile
         await end_hold(ctx, body.hold)
         check_open(ctx, body.hold)
-    parent = await deps.repo.view(name)
-    await ctx.index.reached(max(view.revision for view in [parent, *views]))
+    pause_ms, told = 0.0, list(views)
+    with contextlib.suppress(NotFound):  # removed meanwhile, which is nothing to its copies
+        parent = await deps.repo.view(name)
+        pause_ms = 0.0 if parent.status.template else parent.status.pause_ms
+        told.append(parent)
+    await ctx.index.reached(max(view.revision for view in told))
     return json_of(
-        {
-            "instances": [full(view, deps.paths) for view in views],
-            "parent": name,
-            "pause_ms": 0.0 if parent.status.template else parent.status.pause_ms,
-        }
+        {"instances": [full(view, deps.paths) for view in views], "parent": name, "pause_ms": pause_ms}
     )
 
 
