@@ -136,8 +136,8 @@ class Moments:
                 self._drop(token)
 
     def release(self, token: str, user: str) -> None:
-        """`user` runs, or was given up. The last one closes the moment, unless the parent is still at it: then
-        the parent's worker does, at the end."""
+        """`user` runs, or was given up. The last one closes the moment; while the parent is still at it, the
+        parent's worker does, at the end."""
         self._holders.get(token, set()).discard(user)
         if (halted := self._halted.pop(token, "")) != "":
             self.kick(halted)
