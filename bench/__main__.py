@@ -26,6 +26,7 @@ BENCHMARKS: Final = {
     "verbs": "start until running, kill until gone; beside virsh",
     "fork": "one, 50 and 100 forks of a running VM, depth, pause; beside the recipe by hand",
     "snapshot": "snapshot and restore with memory; save and restore beside virsh",
+    "inspect": "each inspection of a running VM of 1 GiB, and how long a busy vCPU stands still for it",
     "exec": "inn exec, and copying both ways",
     "guestio": "disk and network inside the guest; beside QEMU tuned by hand",
     "daemon": "memory, idle CPU, re-adoption of 100 VMs; beside libvirtd",

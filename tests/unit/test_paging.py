@@ -184,7 +184,7 @@ def test_pae_2m_page(ram: Ram) -> None:
     ("entries", "level"),
     [
         ({0x1020: 0x2000 | P | RW}, "PDPT"),  # bits 2:1 of a PDPTE
-        ({0x1020: 0x2000 | P | 1 << 5}, "PDPT"),
+        ({0x1020: 0x2000 | P | 1 << 6}, "PDPT"),
         ({0x1020: 0x2000 | P | XD}, "PDPT"),
         ({0x1020: 0x2000 | P | 1 << 36}, "PDPT"),  # beyond MAXPHYADDR
         ({0x1020: 0x2000 | P, 0x2000: 0x3000 | P | 1 << 62}, "PD"),
@@ -197,6 +197,13 @@ def test_pae_reserved_bits(ram: Ram, entries: dict[int, int], level: str) -> Non
         ram.put(address, entry)
     found = walk(PAE_STATE, 0, ram.read)
     assert (found.end, found.level) == (End.RESERVED, level) and found.page is None
+
+
+def test_tcg_marks_a_pdpte_accessed(ram: Ram) -> None:
+    """As no processor does; the guest runs on all the same."""
+    ram.put(0x1020, 0x2000 | P | A)
+    ram.put(0x2000, P | PS)
+    assert walk(PAE_STATE, 0x1234, ram.read).end is End.MAPPED
 
 
 # -- long mode -------------------------------------------------------------------------------------

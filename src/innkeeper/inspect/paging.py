@@ -257,7 +257,9 @@ class _Walker:
             wide = maps and level.shift == 22
             return _bits(13 + min(_PSE36_BITS, high) - 32, 22) if wide else 0
         if not level.has_rights:
-            return _bits(1, 3) | _bits(5, 9) | _bits(high, 64)
+            # Bit 5 is reserved as well, but QEMU's TCG sets it, as the A bit that it is at other levels. A
+            # processor looks at these bits only when CR3 is loaded, so none of them faults later.
+            return _bits(1, 3) | _bits(6, 9) | _bits(high, 64)
         mask = _bits(high, 63 if self._mode is Mode.PAE else 52)
         if not self._state.efer & EFER_NXE:
             mask |= _XD
