@@ -1,5 +1,5 @@
-"""Looking into a running VM of 1 GiB, of which some 500 MiB are in use: how long each inspection takes, how long
-a busy vCPU stands still for it, and what the map of all memory costs the daemon.
+"""Looking into a running VM of 1 GiB, of which some 500 MiB are in use: how long each inspection takes, and
+how long a busy vCPU stands still for it.
 
 A vCPU whose guest never sleeps runs or waits for a CPU of the host; what is left of the time it was held up.
 That is counted over many inspections, and over as long without any, since a busy host and QEMU's own
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 
 from bench.lib.lab import Lab
 from bench.lib.sample import Budget, Sample, interleave, timed_ms
@@ -46,7 +46,6 @@ def run(lab: Lab) -> list[Sample]:
             Sample(f"inspect.{name}", "ms", found, budgets.get(name), note="API")
             for name, found in values.items()
         ]
-        samples.append(Sample("inspect.daemon-memory", "MiB", [_peak_mib(lab.daemon.pid, vm.inspect_memory)]))
         vm.exec(["sh", "-c", _BUSY], timeout_s=30)
         return samples + _held_up(vm, kinds, lab.count(20, 4))
     finally:
@@ -63,8 +62,7 @@ def _held_up(vm: Instance, kinds: Mapping[str, Callable[[], object]], count: int
             begun = time.monotonic()
             values[name].append(_stood_still_ms(pid, thread, kind))
             longest_s = max(longest_s, time.monotonic() - begun)
-        pause_s = longest_s
-        values["nothing"].append(_stood_still_ms(pid, thread, lambda: time.sleep(pause_s)))
+        values["nothing"].append(_stood_still_ms(pid, thread, partial(time.sleep, longest_s)))
     return [
         Sample(
             f"inspect.pause-{name}",
@@ -84,18 +82,3 @@ def _stood_still_ms(pid: int, thread: int, work: Callable[[], object]) -> float:
     used_s = after.ran_s - before.ran_s + after.waited_s - before.waited_s
     # The scheduler adds up at each switch, so what runs on may be counted a little late or early.
     return max(0.0, (ended - begun - used_s) * 1000)
-
-
-def _peak_mib(pid: int, work: Callable[[], object]) -> float:
-    """By how much the process grew meanwhile, at most."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # its peak is what it has now (proc(5))
-    before = _resident_kib(pid, "VmRSS")
-    work()
-    return max(0, _resident_kib(pid, "VmHWM") - before) / 1024
-
-
-def _resident_kib(pid: int, key: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1])
-    raise RuntimeError(f"no {key} of {pid}")

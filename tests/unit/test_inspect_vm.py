@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -315,6 +317,57 @@ def test_merged_pages_are_found_by_their_frames(
     space = AddressSpace([Region(0, ram.size, "ram", "ram0", 0, ram.host)], {"ram0": ram.size})
     found = memory.look("web", memory.Answers(space, None, []), os.getpid(), {}, numa=False, begun=0.0)
     assert (found.totals.ksm, found.totals.own) == (PAGE, 2 * PAGE)
+
+
+def _look(host: int, size: int) -> MemoryMap:
+    space = AddressSpace([Region(0, size, "ram", "ram0", 0, host)], {"ram0": size})
+    return memory.look("web", memory.Answers(space, None, []), os.getpid(), {}, numa=False, begun=0.0)
+
+
+def test_transparent_huge_pages() -> None:
+    size = 2 << 20
+    area = mmap.mmap(-1, 4 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.madvise(mmap.MADV_HUGEPAGE)
+    anchor = ctypes.c_char.from_buffer(area)
+    skip = -ctypes.addressof(anchor) % size
+    host = ctypes.addressof(anchor) + skip
+    area[skip] = area[skip + 2 * size] = 1
+    counted = access.HostPages(os.getpid()).counted(host)
+    if not counted or counted.numbers.get("AnonHugePages") != 2 * size:
+        pytest.skip("this host gives no transparent huge pages now")
+    found = _look(host, 3 * size)
+    page = access.HostPages(os.getpid()).at(host + 0x12345)
+    assert page is not None
+    if page.huge == "unknown":  # before Linux 6.7
+        assert found.totals.own == 2 * size
+    else:
+        assert (found.totals.huge, found.totals.untouched) == (2 * size, size)
+        assert [run.state for run in found.runs] == ["huge", "untouched", "huge"]
+        assert (page.state, page.huge, page.page_bytes) == ("huge", "transparent", size)
+    del anchor
+
+
+def test_pages_of_a_pool() -> None:
+    """hugetlbfs, where the host has some reserved: nothing of it is ever swapped."""
+    size = 2 << 20
+    fd = os.memfd_create("huge", os.MFD_HUGETLB)
+    os.ftruncate(fd, 2 * size)
+    try:
+        area = mmap.mmap(fd, 2 * size, flags=mmap.MAP_SHARED)
+    except OSError:
+        pytest.skip("no huge pages are reserved here")
+    finally:
+        os.close(fd)
+    area[0x1234] = 1
+    anchor = ctypes.c_char.from_buffer(area)
+    host = ctypes.addressof(anchor)
+    totals = _look(host, 2 * size).totals
+    assert (totals.huge, totals.untouched, totals.swapped) == (size, size, 0)
+    pages = access.HostPages(os.getpid())
+    touched, other = pages.at(host), pages.at(host + size)
+    assert touched and (touched.huge, touched.page_bytes, touched.state) == ("hugetlb", size, "huge")
+    assert other and (other.state, other.mapped) == ("untouched", False)
+    del anchor
 
 
 # -- CPUs, disks, network --------------------------------------------------------------------------

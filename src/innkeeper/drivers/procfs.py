@@ -208,7 +208,10 @@ _MAP_PRIVATE, _MAP_NORESERVE = 0x02, 0x4000
 
 
 def file_residency(fd: int, offset: int, pages: int) -> bytes:
-    """Per page of a file 1 when it is in memory, else 0 (mincore(2)); nothing is brought in."""
+    """Per page of a file 1 when it is in memory, else 0 (mincore(2)); nothing is brought in. Of a file of
+    huge pages, whose mincore knows only what is mapped, all or nothing."""
+    if huge_page_bytes(fd):
+        return bytes([int(_is_whole(fd))]) * pages
     size = pages * PAGE
     place = _libc.mmap(None, size, mmap.PROT_READ, _MAP_PRIVATE | _MAP_NORESERVE, fd, offset)
     if place == _FAILED:
@@ -224,7 +227,12 @@ def file_residency(fd: int, offset: int, pages: int) -> bytes:
 
 def file_data(fd: int, offset: int, pages: int) -> Iterator[tuple[int, int]]:
     """Half-open ranges of pages of a file, counted from `offset`, that hold something, in memory or swapped
-    (lseek(2), SEEK_DATA). Moves the descriptor's position."""
+    (lseek(2), SEEK_DATA). Moves the descriptor's position. Of a file of huge pages, which has no such
+    knowledge, all or nothing."""
+    if huge_page_bytes(fd):
+        if _is_whole(fd):
+            yield 0, pages
+        return
     at, end = offset, offset + pages * PAGE
     while at < end:
         try:
@@ -234,6 +242,18 @@ def file_data(fd: int, offset: int, pages: int) -> Iterator[tuple[int, int]]:
             return  # no data after this
         if start < end:
             yield (start - offset) // PAGE, (min(at, end) - offset + PAGE - 1) // PAGE
+
+
+def huge_page_bytes(fd: int) -> int:
+    """The size of the pages of a file on hugetlbfs, 0 of any other: no other has blocks beyond a page."""
+    size = os.fstatvfs(fd).f_bsize
+    return size if size > PAGE else 0
+
+
+def _is_whole(fd: int) -> bool:
+    """Whether every byte of a file has memory."""
+    info = os.fstat(fd)
+    return info.st_blocks * 512 >= info.st_size > 0
 
 
 def open_mapped(pid: int, mapping: MemoryMapping, proc: Path = PROC) -> int | None:
@@ -256,13 +276,13 @@ _SYS_MOVE_PAGES: Final = {"x86_64": 279, "aarch64": 239, "riscv64": 239}
 _NODES_AT_ONCE: Final = 1 << 16
 
 
-def page_nodes(pid: int, addresses: Sequence[int]) -> list[int] | None:
+def page_nodes(pid: int, addresses: Sequence[int]) -> array.array[int] | None:
     """The NUMA node of each page, negative where there is none (an errno, as -2 for a page that is not
     mapped); None when the kernel does not tell (no NUMA, or not our process). Moves nothing."""
     number = _SYS_MOVE_PAGES.get(platform.machine())
     if number is None:
         return None
-    nodes: list[int] = []
+    nodes = array.array("i")
     for at in range(0, len(addresses), _NODES_AT_ONCE):
         piece = array.array("Q", addresses[at : at + _NODES_AT_ONCE])
         status = array.array("i", bytes(4 * len(piece)))

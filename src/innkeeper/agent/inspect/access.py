@@ -95,13 +95,13 @@ class HostPages:
         self._mappings: list[MemoryMapping] = []
 
     def mapping(self, address: int) -> MemoryMapping | None:
-        for known in self._mappings:
-            if known.start <= address < known.end:
-                return known
-        found = procfs.mapping_at(self._pid, address, self._proc)
-        if found is not None:
-            self._mappings.append(found)
-        return found
+        """Without its numbers: to count those, the kernel goes through all pages of it."""
+        if not self._mappings:
+            self._mappings = procfs.mappings(self._pid, self._proc)
+        return next((one for one in self._mappings if one.start <= address < one.end), None)
+
+    def counted(self, address: int) -> MemoryMapping | None:
+        return procfs.mapping_at(self._pid, address, self._proc)
 
     def at(self, address: int) -> HostPlace | None:
         """None when nothing is mapped there. Raises OSError when the kernel does not let us look."""
@@ -109,12 +109,15 @@ class HostPages:
         if mapping is None:
             return None
         entry = procfs.page_entry(self._pid, address, self._proc)
-        size, huge = self._size(mapping, address, entry.present)
-        flags = (entry.present and pages.PRESENT) | (entry.swapped and pages.SWAPPED)
+        in_file, size, huge = 0, PAGE, "no"
+        if entry.present:
+            size, huge = self._size(address)
+        elif mapping.inode and not entry.swapped:
+            in_file, size = self._in_file(mapping, address)
+            huge = "hugetlb" if size > PAGE else "no"
+        flags = (entry.present and pages.PRESENT) | (entry.swapped and pages.SWAPPED) | in_file
         flags |= (entry.file and pages.FILE) | (huge in ("transparent", "hugetlb") and pages.HUGE)
-        if not entry.present and not entry.swapped and mapping.inode:
-            flags |= self._in_file(mapping, address)
-        if entry.frame is not None and not entry.file and mapping.numbers.get("KSM", 1):
+        if entry.frame is not None and not entry.file:
             known = procfs.frame_flags([entry.frame], self._proc)
             flags |= pages.KSM if known and known[0] & procfs.KPF_KSM else 0
         physical = None if entry.frame is None else hex(entry.frame * PAGE + address % PAGE)
@@ -134,29 +137,33 @@ class HostPages:
             node=nodes[0] if nodes and nodes[0] >= 0 else None,
         )
 
-    def _size(self, mapping: MemoryMapping, address: int, present: bool) -> tuple[int, str]:
-        kernel_page = mapping.numbers.get("KernelPageSize", PAGE)
+    def _size(self, address: int) -> tuple[int, str]:
+        """Of a page that is there, and of which kind it is."""
+        with procfs.opened(self._pid, "pagemap", self._proc) as fd:
+            ranges = procfs.huge_ranges(fd, address & -PAGE, 1)
+        if ranges == []:
+            return PAGE, "no"
+        counted = self.counted(address)
+        kernel_page = counted.numbers.get("KernelPageSize", PAGE) if counted else PAGE
         if kernel_page > PAGE:
             return kernel_page, "hugetlb"
-        if not present or not huge_bytes(mapping):
-            return PAGE, "no"
-        with procfs.opened(self._pid, "pagemap", self._proc) as fd:
-            found = procfs.huge_ranges(fd, address & -PAGE, 1)
-        if found is None:
-            return PAGE, "unknown"
-        return (_HUGE_BYTES, "transparent") if found else (PAGE, "no")
+        if ranges is None:  # before Linux 6.7 only the sum is told
+            return PAGE, "unknown" if counted and huge_bytes(counted) else "no"
+        return _HUGE_BYTES, "transparent"
 
-    def _in_file(self, mapping: MemoryMapping, address: int) -> int:
+    def _in_file(self, mapping: MemoryMapping, address: int) -> tuple[int, int]:
+        """What the file has of a page that is not in the page tables, and the size of its pages."""
         fd = procfs.open_mapped(self._pid, mapping, self._proc)
         if fd is None:
-            return 0
+            return 0, PAGE
         offset = mapping.offset + (address & -PAGE) - mapping.start
         try:
+            size = procfs.huge_page_bytes(fd) or PAGE
             resident = procfs.file_residency(fd, offset, 1)[0] & 1
             data = any(True for _ in procfs.file_data(fd, offset, 1))
         finally:
             os.close(fd)
-        return (resident and pages.RESIDENT) | (data and pages.DATA)
+        return (resident and pages.RESIDENT) | (data and pages.DATA), size
 
 
 def huge_bytes(mapping: MemoryMapping) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -121,7 +122,7 @@ def look(
 
 def _look_at(pid: int, host: HostPages, extent: Extent, numa: bool) -> _Looked:
     count = extent.pages
-    mapping = host.mapping(extent.host)
+    mapping = host.counted(extent.host)
     if mapping is None:  # it went since QEMU said so
         return _Looked(extent, bytes([ord(State.UNTOUCHED.letter)]) * count, None)
     with procfs.opened(pid, "pagemap") as fd:
@@ -175,16 +176,21 @@ def _merged(mapping: MemoryMapping, entries: bytes, tops: bytes) -> bytes:
     return bytes(found)
 
 
+_THERE: Final = re.compile(rb"[\x80-\xff]+")  # pages.PRESENT is the highest bit
+
+
 def _nodes(pid: int, address: int, tops: bytes) -> bytes | None:
-    present = [page for page, top in enumerate(tops) if top & pages.PRESENT]
-    answer = procfs.page_nodes(pid, [address + page * PAGE for page in present])
-    if answer is None:
-        return None
-    found = bytearray([_NOWHERE]) * len(tops)
-    for page, node in zip(present, answer, strict=True):
-        if 0 <= node < _NOWHERE:
-            found[page] = node
-    return bytes(found)
+    parts, at = [], 0
+    for match in _THERE.finditer(tops):
+        first, last = match.span()
+        answer = procfs.page_nodes(pid, range(address + first * PAGE, address + last * PAGE, PAGE))
+        if answer is None:
+            return None
+        words = answer.tobytes()
+        # The lowest byte of each word; all ones of a negative one, which no node is.
+        parts += [bytes([_NOWHERE]) * (first - at), pages.combine(words[0::4], words[3::4])]
+        at = last
+    return b"".join([*parts, bytes([_NOWHERE]) * (len(tops) - at)])
 
 
 def _sum_nodes(looked: Iterable[_Looked]) -> dict[str, int] | None:
