@@ -12,6 +12,7 @@ from bench.lib.handfork import HandFork
 from bench.lib.lab import Lab
 from bench.lib.sample import Budget, Sample, timed_ms
 from innkeeper.client.instance import Instance
+from innkeeper.client.template import template_of_image
 from innkeeper.errors import InnkeeperError
 
 ANSWER = Budget(1.2, of="fork.hand")
@@ -31,6 +32,9 @@ def run(lab: Lab) -> list[Sample]:
         samples += _by_hand(lab, stack, parent)
         samples += _many(lab, parent)
         samples += _depth(lab, stack, parent)
+    samples += _from_template(lab, "tiny", "256MiB", (Budget(60), Budget(30)))
+    if not lab.quick:
+        samples += _from_template(lab, "debian", "512MiB", (Budget(110), Budget(55)))
     samples += _pauses(lab)
     return samples
 
@@ -119,6 +123,53 @@ def _many(lab: Lab, parent: Instance) -> list[Sample]:
         for child in children:
             _remove(lab, child["name"])
     return samples
+
+
+def _from_template(lab: Lab, image: str, memory: str, answers: tuple[Budget, Budget]) -> list[Sample]:
+    """Copies of a template, with their QEMU spawned for them and spawned ahead; and the command as typed."""
+    client = lab.daemon.client
+    lab.need_image(image)
+    name = f"{image}-template"
+    warm = template_of_image(client, {"image": image, "memory": {"size": memory}}, name=name)
+    samples = []
+    try:
+        for pool, how in ((0, "template"), (1, "pool")):
+            warm.template(pool=pool)
+            answered: list[float] = []
+            ready: list[float] = []
+            typed: list[float] = []
+            for turn in range(lab.count(20, 2) + 1):
+                _wait_for_spare(warm, pool)
+                child = warm.fork()["instances"][0]
+                times = child["status"]["times_ms"]
+                steps = ("restore", "answer") if pool else ("spawn", "monitor", "restore", "answer")
+                _remove(lab, child["name"])
+                _wait_for_spare(warm, pool)
+                took = timed_ms(
+                    lambda: lab.daemon.inn("run", "-d", image, "--memory", memory, "--name", "typed")
+                )
+                _remove(lab, "typed")
+                if turn:
+                    answered.append(sum(times[step] for step in steps))
+                    ready.append(times["ready"])
+                    typed.append(took)
+            samples += [
+                Sample(
+                    f"fork.{image}-{how}", "ms", answered, answers[pool], note="to the answer of its agent"
+                ),
+                Sample(f"fork.{image}-{how}-ready", "ms", ready, note="with its identity"),
+                Sample(f"fork.{image}-{how}-inn", "ms", typed, note="inn run, the whole process, to ready"),
+            ]
+    finally:
+        _remove(lab, name)
+    return samples
+
+
+def _wait_for_spare(template: Instance, pool: int) -> None:
+    deadline = time.monotonic() + READY_AGAIN_S
+    while template.refresh().data["status"]["spares"] != pool and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)  # until the one before is gone for good
 
 
 def _depth(lab: Lab, stack: ExitStack, parent: Instance) -> list[Sample]:

@@ -134,6 +134,11 @@ class Lab:
     def count(self, full: int, quick: int) -> int:
         return quick if self.quick else full
 
+    def need_image(self, name: str) -> None:
+        """Build an image of our recipes where it is not there yet."""
+        if name not in {image["name"] for image in self.daemon.client.images.list()}:
+            self.daemon.client.images.build(name)
+
     @contextlib.contextmanager
     def own_daemon(self, name: str) -> Iterator[Daemon]:
         """A second daemon with an empty state directory, for what must not have other instances."""
