@@ -88,6 +88,8 @@ def test_a_pool_gives_what_waits(host: Daemon, template: Guest) -> None:
     template.instance.template(pool=2)
     eventually(lambda: host.show("base")["status"]["spares"] == 2, "two wait", 20.0)
     waiting = set(host.qemus()) - {host.show("base")["uid"]}
+    found = {one["name"]: one for one in host.client.host.doctor()}
+    assert found["leaks"]["verdict"] == "ok", "what waits is nobody's leak"
     template.instance.fork(count=3, name="kid-{}")
     uids = {host.show(f"kid-{number}")["uid"] for number in (1, 2, 3)}
     assert waiting < uids
