@@ -15,7 +15,7 @@ from vms.waiting import eventually
 Note = Callable[[str, object], None]
 PERIOD_US = 100_000
 QUOTA = 0.25
-MEASURED_S = 6.0
+MEASURED_S = 4.0
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_equal_pages_of_two_guests_are_merged(plain_host: Daemon, ksm: None, rec
         merged = eventually(
             lambda: sharing() - before if sharing() - before >= 0.9 * alike else 0,
             f"90 % of {alike} pages are shared, now {sharing() - before}",
-            40.0,
+            30.0,
             every_s=0.5,
         )
         record_property("pages_merged", merged)

@@ -68,6 +68,8 @@ _FILES: Final = {
     "etc/systemd/system/qemu-guest-agent.service.d/inn.conf": (
         "[Unit]\nDefaultDependencies=no\nAfter=local-fs.target systemd-tmpfiles-setup.service\n"
         "Conflicts=shutdown.target\nBefore=shutdown.target\n"
+        # It tells the system's log of every command it is given, also of each question how one goes.
+        "[Service]\nLogLevelMax=notice\n"
     ),
     "etc/systemd/system/systemd-udev-trigger.service.d/inn.conf": (
         "[Service]\nExecStart=\nExecStart=-udevadm trigger --type=all --action=add"
