@@ -37,8 +37,8 @@ def exits(guest: Guest) -> int:
 
 
 def test_a_copy_runs_from_the_moment(plain_host: Daemon, parent: Guest, record_property: Note) -> None:
-    counting = "(i=0; while :; do i=$((i+1)); echo $i >/counter; sleep 1; done) >/dev/null 2>&1 & echo $! >/counting"
-    parent.sh(counting)
+    counting = "i=0; while :; do i=$((i+1)); echo $i >/counter; sleep 1; done"
+    parent.sh(f"({counting}) >/dev/null 2>&1 & echo $! >/counting")
     eventually(lambda: parent.sh("cat /counter") > "", "the parent counts", 10.0)
     begun = int(parent.sh("cat /counter"))
     answer = parent.instance.fork(name="copy")
