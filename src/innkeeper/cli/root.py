@@ -45,6 +45,7 @@ class Root(LazyGroup):
         "set": ("set", "Change single fields of a VM."),
         "image": ("image", "Build, import, list and remove images."),
         "host": ("host", "Show what this host has."),
+        "top": ("top", "Show what VMs and the host use."),
         "doctor": ("doctor", "Test this host, and repair what can be."),
         "serve": ("serve", "Run the daemon, or stop the one in the background."),
         "completion": ("completion", "Print the completion script for a shell."),

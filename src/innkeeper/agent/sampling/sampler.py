@@ -5,7 +5,7 @@
     the guest's interfaces    through its agent, every 15 s or 5 min; with a tap from the host's own counters
     page tables               memory shares and NUMA nodes, one VM after the other, at most 0.5 % of a core
 
-Somebody who watches gets all of it more often, for as long as he does. Whatever may hang - QEMU,
+Somebody who watches (`inn top`) gets all of it more often, for as long as he does. Whatever may hang - QEMU,
 a guest, the kernel's walk - has a deadline and a task of its own, so that no VM holds up another's readings.
 """
 
