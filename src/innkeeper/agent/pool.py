@@ -55,7 +55,9 @@ class Pool:
         changed = self._ctx.spares.changed
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), LOOK_INTERVAL_S)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes with the event.
+                async with asyncio.timeout(LOOK_INTERVAL_S):
+                    await changed.wait()
                 await asyncio.sleep(REFILL_DELAY_S)
             changed.clear()
             try:

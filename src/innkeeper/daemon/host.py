@@ -121,7 +121,9 @@ async def keep_record(host: LocalHost, repo: Repo, clock: Clock, lease: int, fre
     what a VM gave back can be placed again."""
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(freed.wait(), REFRESH_INTERVAL_S)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes with the event.
+            async with asyncio.timeout(REFRESH_INTERVAL_S):
+                await freed.wait()
         freed.clear()
         try:
             async with asyncio.timeout(REFRESH_INTERVAL_S):

@@ -87,4 +87,6 @@ async def aside(work: Callable[[], T], deadline_s: float) -> T:
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, name="slow-read", daemon=True).start()
-    return await asyncio.wait_for(done, deadline_s)
+    # Not wait_for: before Python 3.12 it loses a cancellation that comes with the answer.
+    async with asyncio.timeout(deadline_s):
+        return await done

@@ -2,7 +2,7 @@
 
     /proc/PID counters        every 5 s, all VMs in one go: some 50 us each
     QMP counters              every 10 s of a VM that does something, else once a minute
-    the guest's interfaces    through its agent, every 15 s or 5 min; with a tap from the host's own counters
+    the guest's interfaces    through its agent, every minute or 5 min; of a tap the host's own counters
     page tables               memory shares and NUMA nodes, one VM after the other, at most 0.5 % of a core
 
 Somebody who watches (`inn top`) gets all of it more often, for as long as he does. Whatever may hang - QEMU,
@@ -36,10 +36,11 @@ log = logging.getLogger("innkeeper.sampling")
 
 INTERVAL_S: Final = 5.0
 WATCHED_FOR_S: Final = 10.0  # after a request somebody is taken to be watching
-COUNTERS: Final = Schedule(active_s=10.0, quiet_s=60.0)
-COUNTERS_WATCHED: Final = Schedule(active_s=1.0, quiet_s=15.0)
-TRAFFIC: Final = Schedule(active_s=15.0, quiet_s=300.0)
-TRAFFIC_WATCHED: Final = Schedule(active_s=4.0, quiet_s=30.0)
+COUNTERS: Final = Schedule(first_s=10.0, active_s=10.0, quiet_s=60.0)
+COUNTERS_WATCHED: Final = Schedule(first_s=1.0, active_s=1.0, quiet_s=15.0)
+# A question costs a guest under TCG 4 ms of CPU time: 100 of them every 15 s would be too much.
+TRAFFIC: Final = Schedule(first_s=15.0, active_s=60.0, quiet_s=300.0)
+TRAFFIC_WATCHED: Final = Schedule(first_s=2.0, active_s=4.0, quiet_s=30.0)
 AGENT_DEADLINE_S: Final = 3.0
 # A watcher's answer waits so long for VMs that were just asked; a hung one comes with what is known.
 ANSWER_WITHIN_S: Final = 0.3

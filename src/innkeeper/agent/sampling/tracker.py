@@ -23,8 +23,10 @@ ACTIVE_CPUS: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Seconds between two questions to a VM that is active, and to one that is not."""
+    """Seconds between two questions to a VM that is active, and to one that is not; and after the very first
+    one, since a rate takes two."""
 
+    first_s: float
     active_s: float
     quiet_s: float
 
@@ -142,8 +144,18 @@ class Tracker:
         if what in self.asking:
             return False
         last = self.asked.get(what)
+        if last is None:
+            return True
         quiet = self.rates is not None and self.rates.used < ACTIVE_CPUS and not self._moving(what)
-        return last is None or now - last >= (schedule.quiet_s if quiet else schedule.active_s) - 0.25
+        wait_s = schedule.quiet_s if quiet else schedule.active_s
+        if self._answered_once(what):
+            wait_s = schedule.first_s
+        return now - last >= wait_s - 0.25
+
+    def _answered_once(self, what: str) -> bool:
+        if what == "counters":
+            return self.counters is not None and self.disk is None
+        return self.traffic is not None and self.network is None
 
     def _moving(self, what: str) -> bool:
         if what == "counters":
