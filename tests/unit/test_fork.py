@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from helpers import run
 from innkeeper.agent import chains
 from innkeeper.api.verbs.fork import ForkOptions, fork, names_of
 from innkeeper.clock import SystemClock
-from innkeeper.errors import BadRequest, EngineError, InnkeeperError, Unsupported, WrongState
+from innkeeper.errors import BadRequest, EngineError, InnkeeperError, NoCapacity, Unsupported, WrongState
 from innkeeper.spec.instance import Power, State
 from innkeeper.store.view import InstanceView
 
@@ -142,6 +144,45 @@ def test_a_fork_that_fails_leaves_the_parent_as_it_was(play: Callable[[Scenario]
                 "data.qcow2"
             ]
             await forked(world)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("at", ["fork.chained", "fork.frozen"])
+def test_a_disk_that_is_full_from_some_point_on(
+    play: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Not even what undoes it may need room: the parent's disks are noted as they are open."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario(world: World) -> None:
+        async with world.daemon() as ctx:
+            view = await world.create(spec=DISK)
+            files = world.paths.instance(view.record.uid)
+            before, pid = chains.read(files), world.machine().pid
+
+            def checkpoint(name: str) -> None:
+                if name == at:
+                    monkeypatch.setattr(chains, "_write_synced", full)
+                    if at == "fork.chained":
+                        full()
+
+            ctx.checkpoint = checkpoint
+            with pytest.raises(NoCapacity, match="no space left"):
+                await forked(world)
+            assert chains.read(files) == before and all(
+                layer.path.exists() for chain in before.values() for layer in chain
+            )
+            assert world.machine().pid == pid
+            assert sorted(path.name for path in files.directory.iterdir() if "chains" in path.name) == [
+                "chains.json"
+            ]
+            monkeypatch.undo()
+            ctx.checkpoint = lambda name: None
+            await forked(world)
+            assert not files.chains.with_suffix(".before").exists()
 
     play(scenario)
 

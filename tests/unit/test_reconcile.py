@@ -6,13 +6,15 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fakes.world import World
 from helpers import run
+from innkeeper.agent import reconcile, retries
 from innkeeper.engine.base import RunState
-from innkeeper.errors import EngineError, GuestTimeout, NoCapacity, NotFound, StartFailed
+from innkeeper.errors import EngineError, GuestTimeout, NoCapacity, NotFound, StartFailed, StoreError
 from innkeeper.spec.instance import Power, State, StopMode
 from innkeeper.store.view import InstanceView
 
@@ -259,6 +261,39 @@ def test_disks_without_a_record_are_left_alone(play: Callable[[Scenario], None])
         async with world.daemon():
             await world.create()
         assert stray.exists()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("end", ["by-verb", "by-itself"])
+def test_what_a_full_store_could_not_take_is_written_when_there_is_room(
+    play: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(retries, "STORE_RETRY_S", 0.05)
+    monkeypatch.setattr(reconcile, "HEALTH_INTERVAL_S", 0.05)
+
+    async def scenario(world: World) -> None:
+        async with world.daemon():
+            await world.create()
+            put, refused = world.repo.put_status, 0
+
+            async def full(*_: Any, **__: Any) -> None:
+                nonlocal refused
+                refused += 1
+                raise StoreError("no space left")
+
+            monkeypatch.setattr(world.repo, "put_status", full)
+            if end == "by-verb":
+                await world.want(power=Power.OFF, stop=StopMode.KILL, wait=False)
+            else:
+                world.machine().die(0, "guest-shutdown")
+            while not refused:
+                await asyncio.sleep(0.001)
+            assert (await world.repo.view("web")).status.state is State.RUNNING
+            monkeypatch.setattr(world.repo, "put_status", put)
+            async with asyncio.timeout(5.0):
+                while (await world.repo.view("web")).status.state is not State.STOPPED:
+                    await asyncio.sleep(0.01)
 
     play(scenario)
 

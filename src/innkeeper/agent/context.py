@@ -15,6 +15,7 @@ from innkeeper.agent.spares import Spares
 from innkeeper.clock import Clock
 from innkeeper.drivers.run import Owner, Runner
 from innkeeper.engine.base import Engine, LaunchPlan, Machine
+from innkeeper.errors import StoreError
 from innkeeper.guest.agent import GuestAgent
 from innkeeper.paths import Paths, RuntimeFiles
 from innkeeper.spec.host import KvmVerdict
@@ -121,6 +122,7 @@ class Context:
     # More QEMUs starting at once than this only slow each other down.
     launch_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LAUNCHES_AT_ONCE))
     snapshot_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    unsaved: set[str] = field(default_factory=set)  # uids whose status the store could not take
     freed: asyncio.Event = field(default_factory=asyncio.Event)  # a VM ended: memory is free again
     checkpoint: Callable[[str], None] = lambda name: None
 
@@ -138,15 +140,22 @@ class Context:
     async def publish(
         self, record: InstanceRecord, *, durable: bool = False, **changes: Any
     ) -> InstanceStatus:
-        """Change what is known of an instance and write it to the store."""
+        """Change what is known of an instance and write it to the store. Raises StoreError when that cannot
+        be done, as on a full disk; it is known here then, and written by the next publish."""
         latest = self.records.get(record.name)
         if latest is None or latest.uid != record.uid:
             return InstanceStatus()  # removed meanwhile; the name may already be another's
         before = self.statuses.get(record.uid, InstanceStatus())
         after = before.model_copy(update={**changes, "boot_id": self.host.boot_id})
-        if after != before:
+        if after != before or record.uid in self.unsaved:
             self.statuses[record.uid] = after
-            await self.repo.put_status(record.name, record.uid, after, durable=durable)
+            try:
+                await self.repo.put_status(record.name, record.uid, after, durable=durable)
+            except StoreError:
+                self.unsaved.add(record.uid)
+                raise
+            if self.statuses.get(record.uid) is after:
+                self.unsaved.discard(record.uid)
         return after
 
 

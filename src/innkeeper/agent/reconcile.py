@@ -22,7 +22,9 @@ from innkeeper.agent.ops.restore import revert
 from innkeeper.agent.ops.start import start
 from innkeeper.agent.ops.template import make_template, wake
 from innkeeper.agent.plan import Seen, Step, next_step, obsolete, restart_delay_s
+from innkeeper.agent.retries import Retries
 from innkeeper.agent.watching import HEALTH_INTERVAL_S, Watcher
+from innkeeper.drivers.storage.files import failure_of, is_full
 from innkeeper.engine.base import Machine
 from innkeeper.errors import Compacted, InnkeeperError, StoreCorrupt, StoreError
 from innkeeper.spec.instance import Failure, InstanceRecord, InstanceStatus, State
@@ -64,6 +66,7 @@ class Reconciler:
         self._changed: dict[str, asyncio.Event] = {}
         self._watchers: dict[str, Watcher] = {}
         self._revision = 0
+        self._retries = Retries(self.kick)
         ctx.on_launched = self._on_launched
         ctx.on_replaced = self._on_replaced
         ctx.moments.kick = self._kick_uid
@@ -98,6 +101,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop working; every VM runs on."""
+        self._retries.close()
         for worker in list(self._workers.values()):
             worker.cancel()
         await asyncio.gather(*self._workers.values(), return_exceptions=True)
@@ -123,8 +127,13 @@ class Reconciler:
         del self._workers[name]
         if task.cancelled():
             return
-        if task.exception() is not None:
-            log.error("working on %s failed", name, exc_info=task.exception())
+        error = task.exception()
+        if isinstance(error, StoreError):
+            self._retries.failed(name, error)
+            return
+        self._retries.worked(name)
+        if error is not None:
+            log.error("working on %s failed", name, exc_info=error)
         elif self._changed[name].is_set():
             self.kick(name)
         elif name not in self._records:
@@ -175,6 +184,8 @@ class Reconciler:
             record = self._records.get(name)
             if record is None:
                 return
+            if record.uid in self._ctx.unsaved:
+                await self._ctx.publish(record)
             seen = self._seen(record)
             step = next_step(record, seen)
             if step is None or step is Step.PROMOTE:
@@ -251,6 +262,8 @@ class Reconciler:
         await _OPERATIONS[step](self._ctx, record)
 
     async def _fail(self, step: Step, record: InstanceRecord, error: BaseException) -> None:
+        if isinstance(error, OSError) and is_full(error):
+            error = failure_of(error, f"{step.value} of {record.name} failed")
         if isinstance(error, InnkeeperError):
             said = error.to_dict()
         else:
@@ -298,6 +311,8 @@ class Reconciler:
         """A VM that hangs sends no event: ask each now and then, all at once."""
         while True:
             await self._ctx.clock.sleep(HEALTH_INTERVAL_S)
+            for uid in list(self._ctx.unsaved):
+                self._kick_uid(uid)
             checks = [watcher.check() for watcher in list(self._watchers.values())]
             with contextlib.suppress(InnkeeperError):
                 await asyncio.gather(*checks)

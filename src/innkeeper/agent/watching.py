@@ -16,7 +16,7 @@ from innkeeper.agent import devices
 from innkeeper.agent.context import Context, Running
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import EventKind, Exit, RunState
-from innkeeper.errors import EngineError, InnkeeperError
+from innkeeper.errors import EngineError, InnkeeperError, StoreError
 from innkeeper.guest.identity import assume, set_clock
 from innkeeper.spec.instance import Ended, InstanceRecord, State
 from innkeeper.telemetry.tail import last_lines
@@ -90,13 +90,13 @@ class Watcher:
                 case EventKind.AGENT_CLOSED:
                     if self._greeting is not None:
                         self._greeting.cancel()
-                    await self._ctx.publish(self._record, agent=False)
+                    await self._tell(agent=False)
                 case EventKind.PANICKED:
                     await self._note_panic()
                 case EventKind.IO_ERROR:
                     what = "the host's disk is full" if event.detail == "no space" else event.detail
                     note = f"paused by a disk error: {what}; free space, then: inn resume {self._record.name}"
-                    await self._ctx.publish(self._record, state=State.PAUSED, note=note)
+                    await self._tell(state=State.PAUSED, note=note)
                 case EventKind.DEVICES:
                     await self._note_devices()
                 case EventKind.STATE:
@@ -108,6 +108,11 @@ class Watcher:
                 case _:
                     pass
 
+    async def _tell(self, **changes: Any) -> None:
+        """What the store cannot take now is written when it can (Context.publish); we go on watching."""
+        with contextlib.suppress(StoreError):
+            await self._ctx.publish(self._record, **changes)
+
     async def check(self) -> None:
         """Ask QEMU how it is; one that does not answer shows as hung until it does again."""
         status = self._ctx.statuses[self._record.uid]
@@ -118,14 +123,14 @@ class Watcher:
         except EngineError as error:
             if not self._not_to_be_asked():
                 note = f"QEMU does not answer ({error.message})"
-                await self._ctx.publish(self._record, state=State.HUNG, note=note)
+                await self._tell(state=State.HUNG, note=note)
             return
         if self._not_to_be_asked():
             return
         note = status.note
         if state is RunState.RUNNING or status.state is State.HUNG:
             note = ""
-        await self._ctx.publish(self._record, state=_STATES[state], note=note)
+        await self._tell(state=_STATES[state], note=note)
 
     async def _note_devices(self) -> None:
         if not self._not_to_be_asked():
@@ -153,7 +158,7 @@ class Watcher:
         note = await (self._wake() if self._running.woken else self._assume_identity(times))
         if not status.ready:
             times["ready"] = round((self._ctx.clock.time() - status.started_at) * 1000, 1)
-        await self._ctx.publish(self._record, agent=True, ready=True, times_ms=times, note=note)
+        await self._tell(agent=True, ready=True, times_ms=times, note=note)
         await self._park_again()
         before: tuple[str, ...] = ()
         for delay_s in ADDRESS_LOOKS_S:
@@ -165,13 +170,13 @@ class Watcher:
             if addresses and addresses == before:
                 return
             if addresses:
-                await self._ctx.publish(self._record, addresses=addresses)
+                await self._tell(addresses=addresses)
             before = addresses
 
     async def _park_again(self) -> None:
         """A guest that was rebooted uses all the vCPUs it finds: have the step look that sees to that."""
         if self._running.plan is not None and self._running.plan.parked:
-            await self._ctx.publish(self._record, changed=NEVER)
+            await self._tell(changed=NEVER)
             self._ctx.moments.kick(self._record.uid)
 
     async def _wake(self) -> str:
@@ -225,7 +230,7 @@ class Watcher:
     async def _note_panic(self) -> None:
         await asyncio.sleep(0.2)  # let the last lines of the trace arrive
         lines = last_lines(self._ctx.paths.instance(self._record.uid).console_log, 5)
-        await self._ctx.publish(self._record, panicked=True, note=f"the guest's kernel panicked: {lines}")
+        await self._tell(panicked=True, note=f"the guest's kernel panicked: {lines}")
 
     async def _note_end(self, how: Exit) -> None:
         ctx, record, running = self._ctx, self._record, self._running
@@ -236,8 +241,7 @@ class Watcher:
         reason, detail = end_reason(how, running.asked_to_end)
         if reason == "qemu-died":
             detail = last_lines(ctx.paths.instance(record.uid).qemu_log, 2) or detail
-        await ctx.publish(
-            record,
+        await self._tell(
             durable=True,
             state=State.STOPPED,
             pid=0,

@@ -21,6 +21,7 @@ from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import plan_of
 from innkeeper.agent.moments import Taken
 from innkeeper.agent.quiesce import FileSystems
+from innkeeper.drivers.storage.files import failure_of
 from innkeeper.drivers.storage.qcow2 import virtual_size, write_empty
 from innkeeper.engine.base import DiskPlan, LaunchPlan, Layer, Machine, Moment, RunState
 from innkeeper.errors import EngineError, Failed, InnkeeperError
@@ -50,6 +51,8 @@ async def freeze(ctx: Context, record: InstanceRecord) -> None:
             _of_stopped(ctx, record, token)
     except InnkeeperError as error:
         ctx.moments.fail(record.uid, token, error)
+    except OSError as error:
+        ctx.moments.fail(record.uid, token, failure_of(error, f"{record.name} could not be frozen"))
     except BaseException:
         ctx.moments.fail(record.uid, token, Failed(f"{record.name} could not be frozen"))
         raise
@@ -88,8 +91,7 @@ async def _of_running(
             await running.machine.freeze(moment.state)
             ctx.checkpoint("fork.frozen")
             before = chains.read(files)
-            undo.callback(chains.write, files, before)
-            chains.write(files, {**before, **{name: (own[name], *frozen[name]) for name in own}})
+            chains.change(files, {**before, **{name: (own[name], *frozen[name]) for name in own}}, undo)
             ctx.checkpoint("fork.chained")
             await new.restore(moment, paused=next_plan.paused)
         taken.pause_ms = round((time.perf_counter() - begun) * 1000, 1)
@@ -97,6 +99,7 @@ async def _of_running(
         point_of_no_return(running, undo)
         taken.ready.set()  # not before: what a copy reads of the RAM, the old process must never write again
         await go_on_as(ctx, record, running, new, next_plan)
+    chains.settle(files)
     drop_first_names(plan, own)
     running.forked = True
     await ctx.publish(record, pid=running.machine.pid, pause_ms=taken.pause_ms)

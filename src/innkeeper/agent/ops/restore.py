@@ -56,6 +56,7 @@ async def revert(ctx: Context, record: InstanceRecord) -> None:
             if order.start:
                 await _start(ctx, record, snapshot, source, begun)
             undo.pop_all()
+            chains.settle(ctx.paths.instance(record.uid))
         ctx.checkpoint("revert.started")
         _drop_others(ctx, record)
         await _done(ctx, record, order)
@@ -99,13 +100,12 @@ def _switch_disks(
     undo: ExitStack | AsyncExitStack,
 ) -> None:
     files = ctx.paths.instance(record.uid)
-    before, disks = chains.read(files), {}
+    disks = {}
     for name, chain in saved.frozen_disks(ctx, snapshot).items():
         path = files.directory / f"{name}.{token}.qcow2"
         path.unlink(missing_ok=True)  # of an attempt that was killed
         disks[name] = own_layer(ctx.paths.layers, path, chain)
-    undo.callback(chains.write, files, before)
-    chains.write(files, disks)
+    chains.change(files, disks, undo)
     source = ctx.paths.snapshot(snapshot.id).uefi_vars
     if source.exists():
         before_vars = files.uefi_vars.read_bytes() if files.uefi_vars.exists() else b""

@@ -44,13 +44,13 @@ async def make_template(ctx: Context, record: InstanceRecord) -> None:
             shutil.copyfile(files.uefi_vars, moment.uefi_vars)
         ctx.checkpoint("template.frozen")
         before = chains.read(files)
-        undo.callback(chains.write, files, before)
-        chains.write(files, {**before, **{name: (own[name], *frozen[name]) for name in own}})
+        chains.change(files, {**before, **{name: (own[name], *frozen[name]) for name in own}}, undo)
         templates.write(next_files, token, fork.for_copies(next_plan, frozen))
         took = round((time.perf_counter() - begun) * 1000, 1)
         ctx.checkpoint("template.written")
         fork.point_of_no_return(running, undo)
         await fork.go_on_as(ctx, record, running, new, next_plan)
+    chains.settle(files)
     fork.drop_first_names(plan, own)
     running.forked = False
     await ctx.publish(

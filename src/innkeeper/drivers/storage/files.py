@@ -6,6 +6,7 @@ guest could have written (docs/system/images: "raw" probing and CVE-2008-2004).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import Final
 
 from innkeeper.drivers.run import Runner
 from innkeeper.drivers.storage.qcow2 import has_data_file, virtual_size, write_empty
-from innkeeper.errors import BadImage, NoCapacity
+from innkeeper.errors import BadImage, Failed, InnkeeperError, NoCapacity
 from innkeeper.units import MiB, human_size
 
 RESIZE_DEADLINE_S: Final = 30.0
@@ -105,3 +106,15 @@ def require_free(directory: Path, needed_bytes: int) -> None:
             f"{human_size(FREE_RESERVE_BYTES)}, {human_size(free)} free",
             hint="free some, or use another state directory (INNKEEPER_STATE)",
         )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a file system, or a quota, has no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def failure_of(error: OSError, what: str) -> InnkeeperError:
+    """The error of ours for one that the file system gave: `what` went wrong."""
+    if is_full(error):
+        return NoCapacity(f"{what}: no space left on the disk", hint="free some")
+    return Failed(f"{what}: {error.strerror or error}")
