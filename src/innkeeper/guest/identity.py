@@ -63,8 +63,13 @@ for pair; do
     done
 done
 if [ "$keys" = yes ] && command -v ssh-keygen >/dev/null; then
-    rm -f /etc/ssh/ssh_host_*
-    ssh-keygen -A >/dev/null || failed="$failed ssh-keys"
+    # Of the kinds it has, no other: an RSA key takes an emulated guest some ten seconds.
+    for file in /etc/ssh/ssh_host_*_key; do
+        [ -f "$file" ] || continue
+        kind=${file#/etc/ssh/ssh_host_}
+        rm -f "$file" "$file.pub"
+        ssh-keygen -q -t "${kind%_key}" -N "" -f "$file" </dev/null >/dev/null || failed="$failed ssh-keys"
+    done
     systemctl try-restart ssh sshd 2>/dev/null
 fi
 # networkd takes the address away first: it is back when there is a lease again, and as many routes.
