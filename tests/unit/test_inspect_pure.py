@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from innkeeper.engine.qemu.inspection import parse_views
+from innkeeper.engine.qemu.inspection import counters_of, parse_views
 from innkeeper.errors import BadRequest
 from innkeeper.inspect import compose, pages
 from innkeeper.inspect.compose import HostPage
@@ -215,6 +215,16 @@ def test_address_spaces_are_read() -> None:
         (0x100000, 0x80000000, "ram", "ram0", 0x100000),
     ]
     assert regions[4].name == "vga ioports remapped" and regions[5].offset == 0x80000000
+
+
+def test_kvms_counters_are_its_plain_numbers() -> None:
+    stats = [
+        {"name": "exits", "value": 7},
+        {"name": "guest_mode", "value": False},
+        {"name": "halt_wait_hist", "value": [0, 1]},
+        {"name": "odd"},
+    ]
+    assert counters_of(stats) == {"exits": 7}
 
 
 # -- states of pages -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import mmap
 import os
@@ -13,7 +14,7 @@ import pytest
 from fakes.inspected import PAGE, FakeInspection, Kind, Ram, registers
 from fakes.world import World
 from helpers import run
-from innkeeper.agent.inspect import access, address, memory
+from innkeeper.agent.inspect import access, address, inspector, memory
 from innkeeper.agent.inspect.disk import blockdev_options, cache_mode
 from innkeeper.agent.service import LiveService
 from innkeeper.engine.inspection import AddressSpace, BlockDevice, BlockNode, Nic, Region
@@ -521,6 +522,29 @@ def test_a_process_that_may_not_be_looked_into(
         monkeypatch.undo()
         with pytest.raises(WrongState, match="ended"):
             await live.inspect_memory("web")
+
+    play(FakeInspection(rams(4)), scenario)
+
+
+def test_while_it_is_handed_over_nobody_looks(
+    play: Callable[[FakeInspection, Scenario], None],
+    rams: Callable[..., Ram],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inspector, "HAND_OVER_S", 0.2)
+
+    async def scenario(world: World, live: LiveService, vm: FakeInspection) -> None:
+        (running,) = world.ctx.running.values()
+        running.at_rest.clear()
+        asking = asyncio.create_task(live.inspect_cpu("web"))
+        await asyncio.sleep(0.01)
+        assert not asking.done()
+        running.at_rest.set()
+        assert (await asking).name == "web"
+        running.at_rest.clear()
+        with pytest.raises(WrongState, match="handed over"):
+            await live.inspect_cpu("web")
+        running.at_rest.set()
 
     play(FakeInspection(rams(4)), scenario)
 

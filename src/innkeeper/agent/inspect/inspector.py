@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.inspect import address as one_address
@@ -13,6 +14,7 @@ from innkeeper.agent.inspect import cpu as one_cpu
 from innkeeper.agent.inspect import disk as disks
 from innkeeper.agent.inspect import memory as whole_memory
 from innkeeper.agent.inspect import net as cards
+from innkeeper.engine.base import Machine
 from innkeeper.errors import EngineError, Unsupported, WrongState
 from innkeeper.inspect.registers import Place
 from innkeeper.spec.inspection import (
@@ -23,11 +25,14 @@ from innkeeper.spec.inspection import (
     NetInspection,
 )
 
+# A fork hands a VM over in some 0.1 s, and moves its RAM in some seconds.
+HAND_OVER_S: Final = 5.0
+
 
 async def memory(ctx: Context, name: str, running: Running, *, numa: bool) -> MemoryMap:
     with _explained(name):
         begun = time.monotonic()
-        machine = running.machine
+        machine = await _machine(name, running)
         answers = await whole_memory.ask(await machine.inspection())
         others = {
             other: ctx.running[record.uid].machine.pid
@@ -42,7 +47,7 @@ async def memory(ctx: Context, name: str, running: Running, *, numa: bool) -> Me
 
 async def address(name: str, running: Running, place: Place, cpu: int, asked: str) -> AddressReport:
     with _explained(name):
-        machine = running.machine
+        machine = await _machine(name, running)
         vm = await machine.inspection()
         return await one_address.inspect_address(
             name, vm, machine.pid, machine.accelerator, place, cpu, asked
@@ -51,20 +56,30 @@ async def address(name: str, running: Running, place: Place, cpu: int, asked: st
 
 async def cpu(name: str, running: Running, *, paused: bool) -> CpuInspection:
     with _explained(name):
-        machine = running.machine
+        machine = await _machine(name, running)
         vm = await machine.inspection()
         return await one_cpu.inspect_cpu(name, vm, machine.pid, machine.accelerator, paused=paused)
 
 
 async def disk(ctx: Context, name: str, running: Running) -> DiskInspection:
     with _explained(name):
-        return await disks.inspect_disk(name, ctx, running, await running.machine.inspection())
+        machine = await _machine(name, running)
+        return await disks.inspect_disk(name, ctx, running, await machine.inspection())
 
 
 async def net(name: str, running: Running, *, why_no_agent: str) -> NetInspection:
     with _explained(name):
-        vm = await running.machine.inspection()
+        vm = await (await _machine(name, running)).inspection()
         return await cards.inspect_net(name, running, vm, why_no_agent=why_no_agent)
+
+
+async def _machine(name: str, running: Running) -> Machine:
+    """The process that is the VM: while a fork hands it over there are two."""
+    try:
+        await asyncio.wait_for(running.at_rest.wait(), HAND_OVER_S)
+    except TimeoutError:
+        raise WrongState(f"{name} is being handed over to another process", hint="try again") from None
+    return running.machine
 
 
 @contextlib.contextmanager

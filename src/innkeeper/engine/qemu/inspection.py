@@ -149,12 +149,7 @@ class QemuInspection:
             if error.details.get("timeout"):
                 raise
             return {}  # not in a QEMU before 7.1, or not by this kernel
-        return {
-            str(one.get("qom-path", "")): {
-                stat["name"]: stat["value"] for stat in one["stats"] if isinstance(stat.get("value"), int)
-            }
-            for one in answer
-        }
+        return {str(one.get("qom-path", "")): counters_of(one["stats"]) for one in answer}
 
     async def block_nodes(self) -> dict[str, BlockNode]:
         nodes = await self._ask("query-named-block-nodes", {"flat": True})
@@ -211,6 +206,12 @@ def _nic(name: str, connected: bool | None, told: Mapping[str, Any], link: Link 
     if link is None:
         return Nic(name, connected, told)
     return Nic(name, connected, told, link.passt_pid, link.waiting_bytes() if link.fd >= 0 else None)
+
+
+def counters_of(stats: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The plain numbers of query-stats: not its histograms, nor its yes and no."""
+    values = ((one["name"], one.get("value")) for one in stats)
+    return {name: value for name, value in values if isinstance(value, int) and not isinstance(value, bool)}
 
 
 def parse_views(text: str) -> dict[str, list[Region]]:
