@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -53,7 +54,8 @@ def nothing_remains(host: Daemon) -> Iterator[None]:
     print(f"the daemon's log:\n{host.tail()}")  # shown when the test fails
     for name in host.names():
         if name != "parent":
-            host.client.instances.handle(name).remove(force=True)
+            with contextlib.suppress(NotFound):  # it went by itself meanwhile
+                host.client.instances.handle(name).remove(force=True)
     forks.assert_nothing_remains(host)
 
 
