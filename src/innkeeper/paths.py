@@ -168,6 +168,10 @@ class Paths:
         return self.state / "cache" / "qemu.json"
 
     @property
+    def cpu_models(self) -> Path:
+        return self.state / "cache" / "cpu-models.json"
+
+    @property
     def images(self) -> Path:
         return self.state / "images"
 

@@ -44,7 +44,7 @@ class Verb:
 
 
 def _broken(spec: Spec) -> Spec:
-    return spec | {"cpu": {"model": "no-such-cpu"}}
+    return spec | {"boot": {"kernel": "/nowhere"}}
 
 
 VERBS = (

@@ -134,3 +134,79 @@ def test_topology_is_the_guests_own(host: Daemon) -> None:
 def test_an_impossible_topology_is_refused(host: Daemon, options: tuple[str, ...], said: str) -> None:
     host.inn("create", "tiny", "--name", "bad", *options).failed(2, said)
     assert "bad" not in host.names()
+
+
+def allowed(pid: int) -> dict[str, str]:
+    """CPUs of the host by name of thread."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        lines = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+        found[lines["Name"].strip()] = lines["Cpus_allowed_list"].strip()
+    return found
+
+
+def test_threads_are_named_and_pinned_also_after_a_fork(host: Daemon, vm: Guest) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    every, last = allowed(os.getpid()).popitem()[1], str(cpus[-1])
+    inn = host.inn
+    inn("set", "grows", "cpu.count=2", f"cpu.pin.1={last}", f"cpu.emulator={cpus[0]}").ok()
+    expected = {"CPU 0/TCG": every, "CPU 1/TCG": last, "IO disks": str(cpus[0])}
+    assert allowed(host.status("grows")["pid"]).items() >= expected.items()
+    inn("fork", "grows", "--name", "pinned").ok()  # another process is the VM now
+    for name in ("grows", "pinned"):
+        assert allowed(host.status(name)["pid"]).items() >= expected.items()
+    Guest(host, "pinned").remove()
+    assert f"vCPU 1 to {last}" in inn("show", "grows").ok().out
+    inn("set", "grows", "cpu.count=1", "cpu.pin.1=", "cpu.emulator=").ok()
+    assert set(allowed(host.status("grows")["pid"]).values()) == {every}
+
+
+def test_a_cpu_the_host_lacks_is_refused(host: Daemon, vm: Guest) -> None:
+    host.inn("set", "grows", "cpu.pin.0=4095").failed(4, "pinned to CPU 4095")
+    assert host.show("grows")["spec"]["cpu"]["pin"] == {}
+    host.inn("create", "tiny", "--name", "bad", "--cpu-pin", "0=4095").failed(4, "pinned to CPU 4095")
+    host.inn("create", "tiny", "--name", "bad", "--cpu-pin", "0=x").failed(2, "not a list of CPUs")
+    assert "bad" not in host.names()
+
+
+# -- models and flags ----------------------------------------------------------------------------------
+
+
+def test_the_catalogue_is_what_qemu_and_its_guests_say(host: Daemon) -> None:
+    catalogue = host.client.host.cpu_models("tcg")
+    models = {model["name"]: model for model in catalogue["models"]}
+    assert models["x86-64-v2"]["runnable"] and models["max"]["runnable"]
+    assert models["max"]["flags"] == catalogue["flags"]
+    assert "avx512f" in models["Skylake-Server"]["missing"] and not models["Skylake-Server"]["runnable"]
+    assert host.client.host.cpu_models("tcg", "x86-64-v4")["models"][0]["missing"][0] == "avx512f"
+    shown = host.inn("cpu", "models", "--accel", "tcg").ok().out
+    assert "x86-64-v2" in shown and "Skylake-Server" not in shown
+    assert "Skylake-Server" in host.inn("cpu", "models", "--accel", "tcg", "--all").ok().out
+    host.inn("cpu", "models", "no-such-cpu", "--accel", "tcg").failed(4, "no CPU model no-such-cpu")
+
+
+def test_a_guest_has_the_model_and_flags_it_was_given(host: Daemon) -> None:
+    host.inn(
+        *("run", "tiny", "-d", "--name", "level", "--network", "none"),
+        *("--cpu-model", "x86-64-v2", "--cpu-feature", "+aes", "--cpu-feature=-popcnt"),
+    ).ok()
+    level = Guest(host, "level")
+    flags = set(level.sh("grep -m1 ^flags /proc/cpuinfo").split())
+    assert {"cx16", "lahf_lm", "pni", "ssse3", "sse4_1", "sse4_2", "aes"} <= flags
+    assert not {"popcnt", "avx", "avx2"} & flags
+    level.remove()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--cpu-model", "x86-64-v4"), "needs avx512f, avx512bw, avx512cd, avx512dq, avx512vl, which QEMU"),
+        (("--cpu-feature", "+avx512f"), "needs avx512f, which QEMU"),
+        (("--cpu-feature", "+warp9"), "knows no CPU flag warp9"),
+        (("--cpu-model", "host"), "takes KVM"),
+        (("--paravirt", "hyperv"), "takes KVM"),
+    ],
+)
+def test_flags_that_cannot_be_had_are_named(host: Daemon, options: tuple[str, ...], said: str) -> None:
+    host.inn("create", "tiny", "--name", "bad", "--accel", "tcg", *options).failed(4, said)
+    assert "bad" not in host.names()

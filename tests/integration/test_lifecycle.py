@@ -236,7 +236,7 @@ def test_set_changes_what_may_change(inn: Inn, daemon: Daemon, own: str, small: 
 def test_a_run_that_fails_leaves_nothing(inn: Inn, daemon: Daemon) -> None:
     before, files = daemon.names(), traces.instance_files(daemon.paths)
     answer = inn("run", "tiny", "--cpu-model", "no-such-cpu", "-d", "--name", "own")
-    answer.failed(1, "unable to find CPU model 'no-such-cpu'")
+    answer.failed(4, "has no CPU model no-such-cpu")
     answer = inn("run", "tiny", "-d", "--name", "own", "--timeout", "100ms")
     assert answer.status == 1
     eventually(lambda: daemon.names() == before, "it is gone", 15.0)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from fastapi import FastAPI
@@ -20,6 +20,7 @@ from innkeeper.api.deps import ApiDeps, Progress
 from innkeeper.clock import SystemClock
 from innkeeper.errors import BadImage, WrongState
 from innkeeper.paths import Paths
+from innkeeper.spec.cpumodel import CpuCatalogue, CpuModel
 from innkeeper.spec.finding import Finding, warn
 from innkeeper.spec.host import HostFacts, HostRecord
 from innkeeper.spec.image import ImageRecord
@@ -199,6 +200,16 @@ class FakeLive:
         self._check(name)
         return inspections.NET
 
+    async def cpu_models(self, accelerator: Literal["kvm", "tcg"] | None = None) -> CpuCatalogue:
+        models = (CpuModel(name="max", flags=("aes",), runnable=True),)
+        return CpuCatalogue(
+            accelerator=accelerator or "tcg",
+            qemu="7.2.0",
+            flags=("aes",),
+            known=("aes", "avx"),
+            models=models,
+        )
+
     async def argv(self, name: str) -> list[str]:
         return ["qemu-system-x86_64", "-name", name]
 
@@ -225,7 +236,9 @@ class FakeImages:
         await self.repo.put_image(image)
         return image
 
-    async def import_(self, name: str, path: Path, progress: Progress) -> ImageRecord:
+    async def import_(
+        self, name: str, path: Path, progress: Progress, *, guest_os: str = "linux"
+    ) -> ImageRecord:
         progress("inspect", 0.0, str(path))
         if path.name == "endless":
             try:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from innkeeper.spec.cpu import Cpu, has_hotplug
+from innkeeper.spec.cpu import Cpu, cpu_set, has_hotplug
 
 POSSIBLE: dict[str, tuple[dict[str, Any], tuple[int, int, int] | None, int, int]] = {
     # spec, topology, room where vCPUs can be plugged in, room where not
@@ -46,6 +46,10 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not divisible": ({"count": 3, "max": 3, "threads": 2}, "have room for 4 vCPUs, and cpu.max says 3"),
     "too many": ({"sockets": 16, "cores": 16}, "are 256 vCPUs; a VM has 255 at most"),
+    "a pin of a vCPU there never is": ({"pin": {"8": "0"}}, "cpu.pin has vCPU 8; there is room for 8"),
+    "no list of CPUs": ({"pin": {"0": "1-"}}, "not a list of CPUs: '1-'"),
+    "a list backwards": ({"emulator": "3-1"}, "not a list of CPUs: '3-1'"),
+    "no CPU": ({"pin": {"0": "one"}}, "not a list of CPUs: 'one'"),
     "none": ({"count": 0}, "greater than or equal to 1"),
     "no core": ({"cores": 0}, "greater than or equal to 1"),
 }
@@ -72,3 +76,11 @@ def test_impossible(name: str) -> None:
 )
 def test_machines_that_take_vcpus(machine: str, has: bool) -> None:
     assert has_hotplug(machine) == has
+
+
+def test_cpu_sets() -> None:
+    assert cpu_set("0") == {0}
+    assert cpu_set("0-2,8") == {0, 1, 2, 8}
+    cpu = Cpu.model_validate({"pin": {"0": "1", "3": "2-3"}, "emulator": "7"})
+    assert cpu.is_pinned and cpu.host_cpus == {1, 2, 3, 7}
+    assert not Cpu().is_pinned and not Cpu().host_cpus

@@ -12,12 +12,10 @@ from innkeeper.images.imagedir import ImageManifest, kernel_name
 from innkeeper.paths import InstanceFiles
 from innkeeper.spec.accelerator import choose_accelerator
 from innkeeper.spec.cpu import has_hotplug
+from innkeeper.spec.cpumodel import cpu_argument
 from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, Network, Power
 
 SEED_DISK = "seed"
-# Everything TCG can emulate, but for two features that make a guest copy memory with `rep movsb`: TCG
-# runs that byte by byte. Without them a Debian boots in 12 s instead of 17, tiny in 1.18 instead of 1.27.
-TCG_CPU = "max,erms=off,fsrm=off"
 
 
 def pinned_machine(wanted: str, qemu: QemuView) -> str:
@@ -39,9 +37,6 @@ def build_launch_plan(
     """`chains` has the files of every disk by name, also of the seed and root disk if there are any."""
     spec = record.spec
     accelerator, _ = choose_accelerator(spec.machine.accelerator, qemu.kvm, qemu.kvm_detail)
-    cpu_model = spec.cpu.model
-    if cpu_model == "auto":
-        cpu_model = "host" if accelerator == "kvm" else TCG_CPU
     machine = pinned_machine(spec.machine.type, qemu)
     kernel = _kernel(record, image, image_directory, accelerator)
     positions = _boot_positions(spec, chains, direct=kernel is not None)
@@ -52,7 +47,7 @@ def build_launch_plan(
         binary=qemu.binary,
         machine=machine,
         accelerator=accelerator,
-        cpu_model=cpu_model,
+        cpu_model=cpu_argument(spec.cpu, accelerator, image.os if image else "linux"),
         cpus=spec.cpu.count,
         cpus_max=spec.cpu.reserved(hotplug=has_hotplug(machine)),
         topology=spec.cpu.topology,

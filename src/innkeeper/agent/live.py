@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from innkeeper.spec.cpumodel import CpuCatalogue
 from innkeeper.spec.finding import Finding
 from innkeeper.spec.inspection import (
     AddressReport,
@@ -116,6 +117,9 @@ class Live(Protocol):
     async def inspect_disk(self, name: str) -> DiskInspection: ...
 
     async def inspect_net(self, name: str) -> NetInspection: ...
+
+    async def cpu_models(self, accelerator: Literal["kvm", "tcg"] | None = None) -> CpuCatalogue:
+        """What CPU models and flags this host can give; if none is named, under what `auto` means."""
 
     async def explain_fork(self, name: str, *, copied: bool = False) -> list[Finding]:
         """What on this host speaks for and against a fork of it now, or with `copied` a clone. Works while

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from typing import Literal
 
-from innkeeper.agent import forkable
+from innkeeper.agent import cpus, forkable
 from innkeeper.agent.console import ConsoleHub
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.inspect import inspector
@@ -16,6 +17,7 @@ from innkeeper.guest import exec as guest_exec
 from innkeeper.guest import files as guest_files
 from innkeeper.inspect.registers import parse_place
 from innkeeper.paths import RuntimeFiles
+from innkeeper.spec.cpumodel import CpuCatalogue
 from innkeeper.spec.finding import Finding
 from innkeeper.spec.inspection import (
     AddressReport,
@@ -76,6 +78,9 @@ class LiveService:
         record = (await self._ctx.repo.instance(name)).value
         plan = plan_of(self._ctx, record)
         return self._ctx.engine.command_line(plan, self._ctx.paths.runtime(record.uid))
+
+    async def cpu_models(self, accelerator: Literal["kvm", "tcg"] | None = None) -> CpuCatalogue:
+        return await cpus.catalogue(self._ctx, accelerator)
 
     async def explain_fork(self, name: str, *, copied: bool = False) -> list[Finding]:
         record = (await self._ctx.repo.instance(name)).value

@@ -117,6 +117,7 @@ class ImportBody(Model):
         description="Absolute path on the daemon's host.",
         pattern=worded(r"^/", "give an absolute path"),
     )
+    os: Literal["linux", "windows", "other"] = Field(default="linux", description="What system is on it.")
 
 
 class ExecFrame(Model):

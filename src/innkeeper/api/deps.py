@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from innkeeper.agent.live import Live, Metering
 from innkeeper.api.admit import Admission
@@ -20,6 +20,7 @@ from innkeeper.store.repo import Repo
 API_VERSION = 1
 
 # stage, fraction done or None when not known, detail
+GuestOs = Literal["linux", "windows", "other"]
 Progress = Callable[[str, float | None, str], None]
 
 
@@ -38,7 +39,9 @@ class ImageService(Protocol):
         """Build by a recipe and name it, with more packages and on a disk of this size if the recipe has
         a choice. Cancelling leaves nothing behind. Raises BadRequest for what a recipe cannot do."""
 
-    async def import_(self, name: str, path: Path, progress: Progress) -> ImageRecord:
+    async def import_(
+        self, name: str, path: Path, progress: Progress, *, guest_os: GuestOs = "linux"
+    ) -> ImageRecord:
         """Take over a file of this host. Cancelling leaves nothing behind."""
 
     async def remove(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -11,6 +12,7 @@ from innkeeper.api import schema
 from innkeeper.api.context import Ctx
 from innkeeper.api.deps import API_VERSION
 from innkeeper.api.respond import json_of
+from innkeeper.spec.cpumodel import CpuCatalogue
 
 router = APIRouter(prefix="/v1")
 
@@ -41,6 +43,21 @@ async def version(ctx: Ctx) -> Response:
 )
 async def host(ctx: Ctx) -> Response:
     return json_of((await ctx.deps.repo.host(ctx.deps.host)).model_dump(mode="json"))
+
+
+@router.get(
+    "/host/cpu-models",
+    summary="Which CPU models and flags this host can give",
+    tags=["host"],
+    responses=schema.answers(CpuCatalogue),
+)
+async def cpu_models(
+    ctx: Ctx, accelerator: Literal["kvm", "tcg"] | None = None, model: str | None = None
+) -> Response:
+    found = await ctx.deps.live.cpu_models(accelerator)
+    if model is not None:
+        found = found.model_copy(update={"models": (found.model(model),)})
+    return json_of(found.model_dump(mode="json"))
 
 
 @router.get("/doctor", summary="Examine this host", tags=["host"], responses=schema.answers(schema.Findings))

@@ -72,7 +72,7 @@ async def import_image(ctx: Ctx, body: ImportBody) -> Response:
         )
 
     async def work(progress: Progress) -> ImageRecord:
-        return await ctx.deps.images.import_(body.name, Path(body.path), progress)
+        return await ctx.deps.images.import_(body.name, Path(body.path), progress, guest_os=body.os)
 
     return _progress_of(ctx, work)
 

@@ -44,6 +44,7 @@ class Root(LazyGroup):
         "edit": ("edit", "Change a VM in your editor."),
         "set": ("set", "Change single fields of a VM."),
         "image": ("image", "Build, import, list and remove images."),
+        "cpu": ("cpu", "Show what CPUs this host can give a VM."),
         "host": ("host", "Show what this host has."),
         "top": ("top", "Show what VMs and the host use."),
         "doctor": ("doctor", "Test this host, and repair what can be."),

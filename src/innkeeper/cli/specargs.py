@@ -25,7 +25,7 @@ _BOOT_WORDS: Final = {
 }  # fmt: skip
 _CPU_OPTIONS: Final = {
     "count": "cpus", "max": "max_cpus", "sockets": "sockets", "cores": "cores", "threads": "threads",
-    "model": "cpu_model",
+    "emulator": "emulator_cpus", "iothreads": "io_cpus", "model": "cpu_model", "paravirt": "paravirt",
 }  # fmt: skip
 _USER_DATA_MAX: Final = 512 * 1024
 # ISO 9660: the volume descriptor starts at sector 16, with this identifier at its second byte.
@@ -285,6 +285,8 @@ def of_copy(base: Json, options: Mapping[str, Any]) -> Json:
 
 def _cpu(spec: Json, options: Mapping[str, Any]) -> None:
     given = {field: options.get(option) for field, option in _CPU_OPTIONS.items()}
+    given["features"] = list(options.get("cpu_features") or ()) or None
+    given["pin"] = pairs(options.get("cpu_pin") or (), "pin of a vCPU") or None
     _put(spec, "cpu", given)
 
 

@@ -30,6 +30,26 @@ _OPTIONS: list[Decorator] = [
     click.option("--cores", type=click.IntRange(1, 255), metavar="N", help="Cores of each socket."),
     click.option("--threads", type=click.IntRange(1, 255), metavar="N", help="Threads of each core."),
     click.option("--cpu-model", metavar="MODEL", help="CPU model, as QEMU names it (default: the best)."),
+    click.option(
+        "--cpu-feature",
+        "cpu_features",
+        multiple=True,
+        metavar="+FLAG|-FLAG",
+        help="Add a CPU flag, or leave one out, as often as wanted: --cpu-feature=-avx.",
+    ),
+    click.option(
+        "--cpu-pin",
+        multiple=True,
+        metavar="VCPU=CPUS",
+        help="Run a vCPU on these CPUs of the host, such as 0=2-3; as often as wanted.",
+    ),
+    click.option("--emulator-cpus", metavar="CPUS", help="CPUs of the host for QEMU's other threads."),
+    click.option("--io-cpus", metavar="CPUS", help="CPUs of the host for its disks' threads."),
+    click.option(
+        "--paravirt",
+        type=click.Choice(["auto", "kvm", "hyperv", "none"]),
+        help="Help for guests under KVM: auto (the default) goes by the image.",
+    ),
     click.option("--memory", metavar="SIZE", help="RAM, such as 512MiB or 2GiB (default: 256MiB)."),
     click.option(
         "--accel",

@@ -180,9 +180,13 @@ class Images:
             body["size"] = size
         return self._make("/v1/images/build", body, on_progress)
 
-    def import_(self, name: str, path: str, *, on_progress: Progress = lambda event: None) -> Json:
-        """Take a disk image of the daemon's host into the catalogue."""
-        return self._make("/v1/images/import", {"name": name, "path": path}, on_progress)
+    def import_(
+        self, name: str, path: str, *, os: str = "linux", on_progress: Progress = lambda event: None
+    ) -> Json:
+        """Take a disk image of the daemon's host into the catalogue; `os` is what system is on it: `linux`,
+        `windows` or `other`."""
+        body = {"name": name, "path": path} | ({"os": os} if os != "linux" else {})
+        return self._make("/v1/images/import", body, on_progress)
 
     def _make(self, path: str, body: Json, on_progress: Progress) -> Json:
         for event in self._transport.events("POST", path, body=body, body_timeout_s=_BUILD_S):
@@ -211,6 +215,13 @@ class Host:
         """What the host used, see Instance.history."""
         query = {"since": since, "resolution": resolution_s}
         answer: Json = self._transport.json("GET", "/v1/metrics/history", query=query)
+        return answer
+
+    def cpu_models(self, accelerator: str | None = None, model: str | None = None) -> Json:
+        """What CPU models and flags this host can give, or one model: {"models": [{"name", "flags",
+        "missing", "runnable", ...}], "flags", "accelerator", "qemu", ...}."""
+        query = {"accelerator": accelerator, "model": model}
+        answer: Json = self._transport.json("GET", "/v1/host/cpu-models", query=query, timeout_s=_DOCTOR_S)
         return answer
 
     def doctor(self) -> list[Json]:

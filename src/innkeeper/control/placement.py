@@ -93,6 +93,24 @@ def pinned_machine(wanted: str, facts: HostFacts) -> str | None:
     return machine if machine in facts.machine_types else None
 
 
+def absent_cpus(spec: InstanceSpec, facts: HostFacts) -> Objection | None:
+    """The objection of a host that lacks CPUs something is pinned to."""
+    absent = sorted(spec.cpu.host_cpus - set(facts.cpu_ids))
+    if not absent or not facts.cpu_ids:
+        return None
+    named = ", ".join(map(str, absent[:8]))
+    return Objection(
+        f"it is pinned to CPU {named}, and the host's daemon may use {_ranges(facts.cpu_ids)}",
+        "change cpu.pin, cpu.emulator or cpu.iothreads",
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    whole = len(set(numbers)) == high - low + 1
+    return f"{low}-{high}" if whole and high > low else ", ".join(map(str, sorted(numbers)))
+
+
 def _unsuited(spec: InstanceSpec, facts: HostFacts) -> list[Objection]:
     """What no amount of room would change."""
     if not facts.qemu:
@@ -102,6 +120,8 @@ def _unsuited(spec: InstanceSpec, facts: HostFacts) -> list[Objection]:
         choose_accelerator(spec.machine.accelerator, facts.kvm, facts.kvm_detail, facts.kvm_repair)
     except Unsupported as error:
         against.append(Objection(error.message, error.hint))
+    if absent := absent_cpus(spec, facts):
+        against.append(absent)
     if pinned_machine(spec.machine.type, facts) is None:
         known = ", ".join(sorted(facts.machine_aliases)) or "none"
         against.append(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -72,6 +73,7 @@ class LocalHost:
             facts=HostFacts(
                 kernel=facts.kernel,
                 cpus=len(facts.cpus),
+                cpu_ids=tuple(sorted(os.sched_getaffinity(0))),
                 cpu_model=facts.cpu_model,
                 memory_bytes=facts.memory_bytes,
                 memory_available_bytes=self.memory_available_bytes(),

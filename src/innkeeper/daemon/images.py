@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from innkeeper.api.deps import Progress
+from innkeeper.api.deps import GuestOs, Progress
 from innkeeper.clock import Clock
 from innkeeper.drivers.run import Runner
 from innkeeper.errors import BadRequest
@@ -57,10 +57,12 @@ class Images:
             raise BadRequest(f"No image recipe {recipe!r}", hint=f"there are: {', '.join(RECIPES)}")
         return await self._name(name, manifest)
 
-    async def import_(self, name: str, path: Path, progress: Progress) -> ImageRecord:
+    async def import_(
+        self, name: str, path: Path, progress: Progress, *, guest_os: GuestOs = "linux"
+    ) -> ImageRecord:
         from innkeeper.images.importing import import_disk
 
-        manifest = await import_disk(path, self._paths.images, self._runner, progress)
+        manifest = await import_disk(path, self._paths.images, self._runner, progress, guest_os=guest_os)
         return await self._name(name, manifest)
 
     async def remove(self, name: str) -> None:
@@ -79,6 +81,7 @@ class Images:
             kind=manifest.kind,
             architecture=manifest.architecture,
             boot=manifest.boot,
+            os=manifest.os,
             agent=manifest.agent,
             size_bytes=sum(file.size_bytes for file in manifest.files.values()),
             min_memory_bytes=manifest.min_memory_bytes,

@@ -74,6 +74,7 @@ class BootInfo(_Model):
     agent: bool = False
     min_memory_bytes: int
     disk_virtual_size_bytes: int = 0
+    os: Literal["linux", "windows", "other"] = "linux"
 
 
 class ImageDraft(BootInfo):
@@ -104,7 +105,12 @@ def image_id(boot: BootInfo, files: Mapping[str, ImageFile]) -> str:
     """SHA-256 in hex over the canonical JSON of the files and the boot data."""
     identity = {
         "files": {name: file.model_dump() for name, file in files.items()},
-        "boot": {name: getattr(boot, name) for name in BootInfo.model_fields},
+        "boot": {
+            name: value
+            for name in BootInfo.model_fields
+            # Images made before there was this field keep their names.
+            if (value := getattr(boot, name)) != "linux" or name != "os"
+        },
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

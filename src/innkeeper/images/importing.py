@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from innkeeper.drivers.run import Runner
 from innkeeper.drivers.storage import files as storage
@@ -16,14 +17,18 @@ from innkeeper.images.inspect import inspect_disk
 from innkeeper.units import MiB
 from innkeeper.version import version
 
+GuestOs = Literal["linux", "windows", "other"]
 Progress = Callable[[str, float | None, str], None]
 
 # Below this no system with a disk of its own gets through its boot.
 MIN_MEMORY_BYTES = 64 * MiB
 
 
-async def import_disk(source: Path, images_dir: Path, runner: Runner, progress: Progress) -> ImageManifest:
-    """A disk file in any format QEMU reads becomes an image. The source is only read.
+async def import_disk(
+    source: Path, images_dir: Path, runner: Runner, progress: Progress, *, guest_os: GuestOs = "linux"
+) -> ImageManifest:
+    """A disk file in any format QEMU reads becomes an image. The source is only read; what system is on it is
+    believed.
 
     Raises NotFound, BadImage for what is no disk or hostile, NoCapacity; nothing is left behind then.
     """
@@ -45,6 +50,7 @@ async def import_disk(source: Path, images_dir: Path, runner: Runner, progress: 
             kind="import",
             boot="disk",
             min_memory_bytes=MIN_MEMORY_BYTES,
+            os=guest_os,
             disk_virtual_size_bytes=info.virtual_size_bytes,
         )
         draft = ImageDraft(

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from innkeeper.spec.base import Model, worded
 
 MAX_VCPUS: Final = 255
+MAX_HOST_CPU: Final = 8191  # NR_CPUS of the largest kernels
 # What is reserved for later where nobody says otherwise. It costs next to nothing: under TCG a boot to the
 # guest's agent takes 1.6 to 1.8 s of processor time with 1, 2 and 8 reserved alike (64: a tenth more).
 DEFAULT_RESERVE: Final = 8
+
+
+def _checked_set(text: str) -> str:
+    if text:
+        cpu_set(text)
+    return text
+
+
+# CPUs of the host, as taskset(1) writes them.
+CpuSet = Annotated[str, AfterValidator(_checked_set)]
+VcpuNumber = Annotated[int, Field(ge=0, lt=MAX_VCPUS)]
+Feature = Annotated[
+    str,
+    Field(pattern=worded(r"^[+-][A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "write +FLAG or -FLAG, such as +aes")),
+]
 
 
 class Cpu(Model):
@@ -29,13 +45,38 @@ class Cpu(Model):
     model: str = Field(
         default="auto",
         pattern=worded(r"^[A-Za-z0-9._-]+$", "use letters, digits, dots, dashes and underscores"),
-        description="CPU model: `auto` is `host` under KVM and `max` under TCG; else a name QEMU knows.",
+        description="CPU model: `auto` is `host` under KVM and `max` under TCG; a level such as `x86-64-v2`;"
+        " else a name QEMU knows (`inn cpu models`).",
+    )
+    features: tuple[Feature, ...] = Field(
+        default=(),
+        max_length=256,
+        description="Flags to add (`+aes`) to the model or to take from it (`-avx`).",
+    )
+    pin: dict[VcpuNumber, CpuSet] = Field(
+        default_factory=dict,
+        description="On which CPUs of the host a vCPU runs, by its number; may change live.",
+    )
+    emulator: CpuSet = Field(
+        default="", description="On which CPUs QEMU's other threads run; may change live."
+    )
+    iothreads: CpuSet = Field(
+        default="",
+        description="On which CPUs the threads of its disks run; may change live. Default: as emulator.",
+    )
+    paravirt: Literal["auto", "kvm", "hyperv", "none"] = Field(
+        default="auto",
+        description="Help for guests that know they are guests, under KVM: `kvm` for Linux, `hyperv` for"
+        " Windows; `auto` goes by the image.",
     )
 
     @model_validator(mode="after")
     def _possible(self) -> Cpu:
         if self.max is not None and self.count > self.max:
             raise ValueError(f"{self.count} vCPUs are more than the {self.max} that cpu.max allows")
+        room = self.reserved(hotplug=True)
+        if self.pin and max(self.pin) >= room:
+            raise ValueError(f"cpu.pin has vCPU {max(self.pin)}; there is room for {room}, from 0 on")
         topology = self.topology
         if topology is None:
             return self
@@ -71,11 +112,39 @@ class Cpu(Model):
             return self.max
         return max(self.count, DEFAULT_RESERVE) if hotplug else self.count
 
+    @property
+    def is_pinned(self) -> bool:
+        return bool(self.pin or self.emulator or self.iothreads)
+
+    @property
+    def host_cpus(self) -> frozenset[int]:
+        """All CPUs of the host that something of it is pinned to."""
+        return frozenset().union(
+            *map(cpu_set, filter(None, (*self.pin.values(), self.emulator, self.iothreads)))
+        )
+
+
+def cpu_set(text: str) -> frozenset[int]:
+    """`0-3,8` as numbers. Raises ValueError."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
+            raise ValueError(f"not a list of CPUs: {text!r}; write it like 0-3,8")
+        low, high = int(first), int(last or first)
+        if high < low or high > MAX_HOST_CPU:
+            raise ValueError(f"not a list of CPUs: {text!r}; write it like 0-3,8")
+        found |= set(range(low, high + 1))
+    return frozenset(found)
+
 
 class CpuUpdate(Model):
     """What may change on a running instance. How many vCPUs it can have was settled at its start."""
 
     count: int | None = Field(default=None, ge=1, le=MAX_VCPUS, description="Number of vCPUs.")
+    pin: dict[VcpuNumber, CpuSet] | None = Field(default=None, description="CPUs of the host by vCPU.")
+    emulator: CpuSet | None = Field(default=None, description="CPUs of the host for QEMU's other threads.")
+    iothreads: CpuSet | None = Field(default=None, description="CPUs of the host for its disks' threads.")
 
 
 def has_hotplug(machine: str) -> bool:

@@ -44,6 +44,7 @@ class HostFacts(Model):
     architecture: str = "x86_64"
     kernel: str = ""
     cpus: int = Field(default=1, description="Logical CPUs this daemon may use.")
+    cpu_ids: tuple[int, ...] = Field(default=(), description="The numbers of those CPUs.")
     cpu_model: str = ""
     memory_bytes: int = Field(description="Memory of the host, or of the cgroup the daemon is held to.")
     memory_available_bytes: int = Field(description="What can be taken without swapping, at `observed_at`.")

@@ -19,6 +19,7 @@ class ImageRecord(Model):
     boot: Literal["kernel", "disk"] = Field(
         description="By its own kernel, or from its disk by the firmware."
     )
+    os: Literal["linux", "windows", "other"] = Field(default="linux", description="What its guests are.")
     agent: bool = Field(default=False, description="Whether a guest agent answers in it.")
     size_bytes: int = Field(default=0, description="Of all its files on this host.")
     min_memory_bytes: int = Field(default=0, description="An instance with less would not boot.")

@@ -43,6 +43,9 @@ LIVE: Final[dict[str, Live]] = {
     "restart_policy": Live(_always, acts=False),
     "labels": Live(_always, acts=False),
     "cpu.count": Live(_vcpus, drifted=lambda spec, status: status.cpus > 0 and status.cpus != spec.cpu.count),
+    "cpu.pin": Live(_always),
+    "cpu.emulator": Live(_always),
+    "cpu.iothreads": Live(_always),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from innkeeper.agent import chains
 from innkeeper.agent.context import Context
+from innkeeper.agent.cpus import check_cpu
 from innkeeper.agent.launchplan import SEED_DISK
 from innkeeper.agent.lookup import image_of
 from innkeeper.agent.ops.clone import create_clone
@@ -30,6 +31,7 @@ async def create(ctx: Context, record: InstanceRecord) -> None:
         await make(ctx, record, record.fork)
         return
     ctx.checkpoint("create.begun")
+    await check_cpu(ctx, record)
     files = ctx.paths.instance(record.uid)
     async with AsyncExitStack() as undo:
         shutil.rmtree(files.directory, ignore_errors=True)  # what a killed attempt left

@@ -20,6 +20,7 @@ from innkeeper.agent import chains, devices, forkable
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import plan_of
 from innkeeper.agent.moments import Taken
+from innkeeper.agent.ops.pinning import pin
 from innkeeper.agent.quiesce import FileSystems
 from innkeeper.drivers.storage.files import failure_of
 from innkeeper.drivers.storage.qcow2 import virtual_size, write_empty
@@ -246,6 +247,8 @@ async def _replaced(
     ctx.paths.next_runtime(record.uid).directory.rename(directory)
     machine.renamed(ctx.paths.runtime(record.uid))
     running.plan = plan
+    with contextlib.suppress(InnkeeperError):  # it runs on where it may
+        await pin(record, machine)
     running.agent.channel.drop()
     ctx.checkpoint("fork.renamed")
     await ctx.on_replaced(record, running, machine)

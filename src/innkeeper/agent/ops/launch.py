@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import expects_agent, image_of
+from innkeeper.agent.ops.pinning import pin
 from innkeeper.drivers.storage.files import require_free
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan, Machine, Moment
@@ -64,6 +65,7 @@ async def launch(
             times = dict(machine.times_ms)
             if source is not None:
                 times["restore"] = await _restored(machine, source, plan)
+        await pin(record, machine)
         ctx.checkpoint("start.launched")
         running = Running(machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset)
         running.woke_at = ctx.clock.time()

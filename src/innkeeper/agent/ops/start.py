@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from innkeeper.agent.context import Context
+from innkeeper.agent.cpus import check_cpu
 from innkeeper.agent.lookup import plan_of
 from innkeeper.agent.ops.copy import start_copy
 from innkeeper.agent.ops.launch import admit, launch
@@ -23,6 +24,7 @@ async def start(ctx: Context, record: InstanceRecord) -> None:
     if record.fork is not None and record.fork.live and first and status.reverted != record.fork.moment:
         await start_copy(ctx, record, record.fork, begun)
         return
+    await check_cpu(ctx, record)
     admit(ctx, record, record.spec.memory.size)
     plan = plan_of(ctx, record)
     if record.fork is not None and first:

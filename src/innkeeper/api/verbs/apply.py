@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
 from innkeeper.api.verbs.create import CreateOptions, create
-from innkeeper.api.verbs.respec import NOTHING, carried_out, waits_for_resume, what_follows, with_spec
+from innkeeper.api.verbs.respec import (
+    NOTHING,
+    carried_out,
+    refuse_absent,
+    waits_for_resume,
+    what_follows,
+    with_spec,
+)
 from innkeeper.clock import Clock
 from innkeeper.control.admission import fitted_to_image
 from innkeeper.control.placement import pinned_machine
@@ -48,6 +55,7 @@ async def apply(
     image = await repo.find_image(spec.image) if spec.image else None
     fitted = fitted_to_image(spec, image.value) if image else spec
     hosts = [host for host in await repo.hosts() if host.name == stored.value.host]
+    await refuse_absent(repo, stored.value.host, fitted)
     changed: tuple[str, ...] = ()
     follows = NOTHING
 

@@ -6,6 +6,8 @@ from typing import Final
 
 from innkeeper.api.verbs import change
 from innkeeper.control.lifecycle import ACTIVE
+from innkeeper.control.placement import absent_cpus
+from innkeeper.errors import Unsupported
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, Power, State
 from innkeeper.spec.livechange import Effects, effects
 from innkeeper.store.repo import Repo
@@ -26,6 +28,13 @@ def with_spec(record: InstanceRecord, spec: InstanceSpec, follows: Effects) -> I
     if follows.now:
         record = change.raised(record, change=record.wanted.generation + 1)
     return record.model_copy(update={"spec": spec})
+
+
+async def refuse_absent(repo: Repo, host: str, spec: InstanceSpec) -> None:
+    """Raises Unsupported for CPUs that the host of an instance lacks, before that is written down."""
+    for one in await repo.hosts():
+        if one.name == host and (objection := absent_cpus(spec, one.facts)) is not None:
+            raise Unsupported(f"{host}: {objection.reason}", hint=objection.hint)
 
 
 def waits_for_resume(view: InstanceView) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from innkeeper.api.verbs import change
-from innkeeper.api.verbs.respec import NOTHING, carried_out, what_follows, with_spec
+from innkeeper.api.verbs.respec import NOTHING, carried_out, refuse_absent, what_follows, with_spec
 from innkeeper.errors import Refused, Unsupported
 from innkeeper.spec.differences import differences
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, InstanceUpdate
@@ -19,6 +19,8 @@ async def set_(repo: Repo, name: str, update: InstanceUpdate) -> InstanceView:
     """Change the fields that `update` has; the others stay. Raises Unsupported, and changes nothing, when one
     of them cannot be changed now."""
     follows = NOTHING
+    before = (await repo.instance(name)).value
+    await refuse_absent(repo, before.host, merged(before.spec, update))
 
     def updated(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord | None:
         nonlocal follows

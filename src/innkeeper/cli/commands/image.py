@@ -143,7 +143,7 @@ def build(app: App, recipe: str, name: str | None, packages: tuple[str, ...], si
 
 @verb(
     "import",
-    synopsis="inn image import PATH [--name NAME] [--json]",
+    synopsis="inn image import PATH [--name NAME] [--os OS] [--json]",
     examples="""
 inn image import ./noble-server-cloudimg-amd64.img --name ubuntu
 """,
@@ -151,14 +151,21 @@ inn image import ./noble-server-cloudimg-amd64.img --name ubuntu
 )
 @click.argument("path", metavar="PATH")
 @click.option("--name", metavar="NAME", help="Name of the image (default: from the file's name).")
-def import_(app: App, path: str, name: str | None) -> None:
+@click.option(
+    "--os",
+    "system",
+    type=click.Choice(["linux", "windows", "other"]),
+    default="linux",
+    help="What is on it (default: linux): under KVM, Windows gets the help that Hyper-V would give it.",
+)
+def import_(app: App, path: str, name: str | None, system: str) -> None:
     """Take a disk image into the catalogue.
 
     The file is copied. Formats are those of qemu-img: qcow2, raw, vmdk, vdi, vhdx.
     """
     source = existing_file(path, "disk image")
     chosen = name or _name_from(path)
-    _make(app, lambda progress: app.client.images.import_(chosen, source, on_progress=progress))
+    _make(app, lambda progress: app.client.images.import_(chosen, source, os=system, on_progress=progress))
 
 
 @verb(

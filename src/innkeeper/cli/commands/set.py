@@ -24,6 +24,7 @@ Json = dict[str, Any]
 inn set web restart_policy=always labels.owner=anna
 inn set web labels.owner=                  remove a label
 inn set web cpu.count=4                    at once, where it has room for them (cpu.max)
+inn set web cpu.pin.0=2-3 cpu.emulator=1   on which CPUs of the host; cpu.pin.0= lets it run anywhere
 inn set web memory.size=1GiB               takes effect at the next start
 inn set web networks.0.model=e1000 boot.order=cdrom,disk
 """,
@@ -82,6 +83,9 @@ def changed_spec(spec: Json, values: dict[str, str]) -> Json:
     for field, value in values.items():
         if field.startswith("labels."):
             _set_label(changed.setdefault("labels", {}), field.removeprefix("labels."), value)
+            continue
+        if field.startswith("cpu.pin."):
+            _set_label(changed["cpu"].setdefault("pin", {}), field.removeprefix("cpu.pin."), value)
             continue
         *parents, last = field.split(".")
         place: Any = changed

@@ -70,7 +70,8 @@ def _print(data: dict[str, Any]) -> None:
             ("accelerator", _with_reason(data.get("accelerator"), status.get("accelerator_reason"))),
             ("image", data.get("image") or "none"),
             ("machine", _with_reason(machine, status.get("qemu") and f"QEMU {status['qemu']}")),
-            ("cpus", data.get("cpus")),
+            ("cpus", _cpus(spec.get("cpu") or {}, status)),
+            ("pinned", ", ".join(_pins(spec.get("cpu") or {}))),
             ("memory", human_size(memory) if isinstance(memory, int) else memory),
             ("addresses", ", ".join(data.get("addresses") or ())),
             ("forwards", ", ".join(_forwards(spec))),
@@ -86,6 +87,24 @@ def _print(data: dict[str, Any]) -> None:
             ("uid", data.get("uid")),
         ]
     )
+
+
+def _cpus(cpu: dict[str, Any], status: dict[str, Any]) -> str:
+    """`3 of 8 (model max)`: how many it has, and may get; and how many are wanted, where that differs."""
+    wanted, has, room = cpu.get("count"), status.get("cpus"), status.get("cpus_max")
+    shown = f"{has} of {room}" if has and room and room > has else str(has or wanted)
+    notes = [f"model {cpu['model']}" if cpu.get("model", "auto") != "auto" else ""]
+    notes += [" ".join(cpu.get("features") or ()), f"{wanted} wanted" if has and has != wanted else ""]
+    said = ", ".join(filter(None, notes))
+    return f"{shown} ({said})" if said else shown
+
+
+def _pins(cpu: dict[str, Any]) -> list[str]:
+    found = [f"vCPU {number} to {cpus}" for number, cpus in (cpu.get("pin") or {}).items()]
+    for name in ("emulator", "iothreads"):
+        if cpu.get(name):
+            found.append(f"{name} to {cpu[name]}")
+    return found
 
 
 def _state(data: dict[str, Any], status: dict[str, Any]) -> str:
