@@ -15,8 +15,8 @@ Cpus = frozenset[int]
 
 
 def affinities(cpu: Cpu, threads: ThreadIds, others: Iterable[int], every: Cpus) -> dict[int, Cpus]:
-    """The CPUs of each thread, by its id; `others` are all of QEMU's, `every` CPU is one that may be used. A new
-    thread has those of the one that made it, so what is not pinned is given all of them."""
+    """The CPUs of each thread, by its id; `others` are all of QEMU's, `every` CPU is one that may be used. A
+    new thread has those of the one that made it, so what is not pinned is given all of them."""
     emulator = cpu_set(cpu.emulator) if cpu.emulator else every
     iothreads = cpu_set(cpu.iothreads) if cpu.iothreads else emulator
     found = dict.fromkeys(others, emulator) | dict.fromkeys(threads.iothreads.values(), iothreads)
