@@ -33,7 +33,7 @@ class FakeHost:
         self.boot_id = "boot-1"
         self.available = 8 << 30
 
-    def qemu(self) -> QemuView:
+    def qemu(self, architecture: str = "x86_64") -> QemuView:
         return QemuView(
             "/usr/bin/qemu-system-x86_64", "7.2.0", {"q35": "pc-q35-7.2"}, "missing", "no /dev/kvm"
         )

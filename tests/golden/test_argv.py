@@ -58,6 +58,17 @@ PLANS: dict[str, LaunchPlan] = {
         disks=(ROOT, DiskPlan("s", (Layer(Path("/dev/vg/lv"), "raw"),), bus="scsi", readonly=True)),
     ),
     "topology": replace(TINY, cpus=2, cpus_max=8, topology=(2, 2, 2)),
+    "aarch64": replace(
+        DISK,
+        architecture="aarch64",
+        binary="/usr/bin/qemu-system-aarch64",
+        machine="virt-7.2",
+        cpu_model="max,pauth-impdef=on",
+        cpus_max=2,
+        kernel=TINY.kernel,
+        vga="virtio",
+        disks=(replace(ROOT, boot_index=None), replace(CDROM)),
+    ),
     "uefi": replace(DISK, firmware=FirmwarePlan(Path("/ovmf/code.fd"), STATE / "vars.fd")),
     "legacy-pc": replace(
         DISK,

@@ -228,6 +228,7 @@ class FakeImages:
         *,
         packages: Sequence[str] = (),
         size_bytes: int | None = None,
+        arch: str = "x86_64",
     ) -> ImageRecord:
         self.asked = (packages, size_bytes)
         progress("packages", 0.0, "busybox")

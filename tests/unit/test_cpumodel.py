@@ -57,6 +57,15 @@ def test_cpu_argument(case: str) -> None:
     assert cpu_argument(Cpu.model_validate(spec), accelerator, guest_os) == argument
 
 
+def test_cpus_of_other_architectures() -> None:
+    assert cpu_argument(Cpu(), "tcg", architecture="aarch64") == "max,pauth-impdef=on"
+    assert cpu_argument(Cpu(), "tcg", architecture="riscv64") == "rv64"
+    own = Cpu.model_validate({"model": "cortex-a72", "features": ["-pmu"]})
+    assert cpu_argument(own, "tcg", architecture="aarch64") == "cortex-a72,pmu=off"
+    with pytest.raises(Unsupported, match="is for x86_64, and this guest is aarch64"):
+        cpu_argument(Cpu(model="x86-64-v2"), "tcg", architecture="aarch64")
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

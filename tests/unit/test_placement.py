@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from innkeeper.control.admission import fitted_to_image, open_claims
 from innkeeper.control.placement import Claim, memory_needed, place
 from innkeeper.errors import NoCapacity, Refused, SpecError, Unsupported
-from innkeeper.spec.host import HostRecord
+from innkeeper.spec.host import ForeignQemu, HostRecord
 from innkeeper.spec.instance import Ended, InstanceSpec, InstanceStatus, Power, State
 from innkeeper.store.view import InstanceView
 from innkeeper.units import GiB, MiB
+
+ARM = {
+    "aarch64": ForeignQemu(
+        qemu="/usr/bin/qemu-system-aarch64",
+        qemu_version="7.2.0",
+        machine_types=("virt-7.2",),
+        machine_aliases={"virt": "virt-7.2"},
+    )
+}
 
 
 def spec(**fields: Any) -> InstanceSpec:
@@ -36,6 +45,7 @@ def host(name: str = "h1", **facts: Any) -> HostRecord:
         ({"machine": {"type": "pc-q35-7.1"}}, {}, "pc-q35-7.1", "tcg"),
         ({"machine": {"accelerator": "tcg"}}, {"kvm": "hardware"}, "pc-q35-7.2", "tcg"),
         ({"machine": {"accelerator": "kvm"}}, {"kvm": "hardware"}, "pc-q35-7.2", "kvm"),
+        ({"machine": {"architecture": "aarch64"}}, {"foreign": ARM, "kvm": "hardware"}, "virt-7.2", "tcg"),
     ],
 )
 def test_choices(wanted: Any, facts: Any, machine: str, accelerator: str) -> None:
@@ -51,6 +61,25 @@ def test_choices(wanted: Any, facts: Any, machine: str, accelerator: str) -> Non
             {},
             Unsupported,
             "does not work on this host (emulated): 2 million",
+        ),
+        (
+            {"machine": {"architecture": "aarch64"}},
+            {},
+            Unsupported,
+            "QEMU for aarch64 guests is not installed; run as root: apt-get install --no-install-recommends"
+            " qemu-system-arm",
+        ),
+        (
+            {"machine": {"architecture": "aarch64", "accelerator": "kvm"}},
+            {"foreign": ARM, "kvm": "hardware"},
+            Unsupported,
+            "guests of another architecture than the host's are emulated",
+        ),
+        (
+            {"machine": {"architecture": "aarch64", "type": "q35"}},
+            {"foreign": ARM},
+            Unsupported,
+            "has no machine type q35; choose one of: virt",
         ),
         ({"machine": {"type": "q34"}}, {}, Unsupported, "QEMU 7.2.0 has no machine type q34"),
         ({}, {"qemu": ""}, Unsupported, "QEMU is not installed; install it: inn doctor --fix"),
@@ -153,3 +182,15 @@ def test_memory_for_an_image() -> None:
     assert fitted_to_image(spec(memory={"size": "2GiB"}), image).memory.size == 2 * GiB
     with pytest.raises(SpecError, match="use --memory 1GiB"):
         fitted_to_image(spec(memory={"size": "512MiB"}), image)
+
+
+def test_the_machine_follows_the_images_architecture() -> None:
+    image = TINY.model_copy(update={"architecture": "aarch64"})
+    machine = fitted_to_image(spec(machine={"accelerator": "tcg"}), image).machine
+    assert (machine.architecture, machine.type, machine.accelerator) == ("aarch64", "virt", "tcg")
+    assert fitted_to_image(spec(machine={"type": "virt-7.1"}), image).machine.type == "virt-7.1"
+    assert fitted_to_image(spec(), TINY).machine.type == "q35"
+    with pytest.raises(SpecError, match="is for aarch64, not for x86_64"):
+        fitted_to_image(spec(machine={"architecture": "x86_64"}), image)
+    with pytest.raises(SpecError, match="no UEFI firmware for aarch64"):
+        fitted_to_image(spec(machine={"firmware": "uefi"}), image)

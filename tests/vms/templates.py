@@ -18,12 +18,13 @@ from innkeeper.spec.image import ImageRecord
 from innkeeper.store.repo import Repo
 from innkeeper.store.sqlite import SqliteStore
 
-Recipe = Literal["tiny", "debian"]
+Recipe = Literal["tiny", "debian", "tiny-arm64"]
 
 SOURCES = Path(__file__).parents[2] / "src" / "innkeeper" / "images"
 # What has no part in building an image; else a change anywhere would cost a build.
 _ELSEWHERE = {
-    "tiny": ("inspect.py", "importing.py", "debian", "bootdisk.py", "aptsources.py"),
+    "tiny": ("inspect.py", "importing.py", "debian", "bootdisk.py", "aptsources.py", "foreign.py"),
+    "tiny-arm64": ("inspect.py", "importing.py", "debian", "bootdisk.py", "aptsources.py"),
     "debian": ("inspect.py", "importing.py", "tiny"),
 }
 # Files of a state directory that belong to its daemon's life, not to what it knows.
@@ -56,10 +57,11 @@ def _image_in(place: Path) -> Path | None:
 
 async def _build(recipe: Recipe, place: Path) -> None:
     runner = SystemRunner()
-    if recipe == "tiny":
+    if recipe.startswith("tiny"):
         from innkeeper.images.tiny import build_tiny
 
-        await build_tiny(place, runner, lambda stage, fraction, detail: None)
+        arch = recipe.removeprefix("tiny").removeprefix("-") or "x86_64"
+        await build_tiny(place, runner, lambda stage, fraction, detail: None, arch=arch)
     else:
         from innkeeper.images.debian import build_debian
 
@@ -77,7 +79,8 @@ def _sources_hash(recipe: Recipe) -> str:
 
 def _drop_older(recipe: Recipe, keep: Path) -> None:
     """Images of earlier sources take 80 MiB to 1 GiB each: the two newest are enough."""
-    older = [path for path in keep.parent.glob(f"{recipe}-*") if path.is_dir() and path != keep]
+    names = f"{recipe}-{'[0-9a-f]' * 16}"
+    older = [path for path in keep.parent.glob(names) if path.is_dir() and path != keep]
     for path in sorted(older, key=lambda path: path.stat().st_mtime)[:-1]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -96,6 +99,7 @@ async def _register(state: Path, name: str, image: Path) -> None:
             name=name,
             id=manifest.id,
             kind=manifest.kind,
+            architecture=manifest.architecture,
             boot=manifest.boot,
             agent=manifest.agent,
             size_bytes=sum(file.size_bytes for file in manifest.files.values()),

@@ -66,8 +66,8 @@ class HostView(Protocol):
     name: str
     boot_id: str
 
-    def qemu(self) -> QemuView:
-        """Raises Unsupported when no QEMU is installed."""
+    def qemu(self, architecture: str = "x86_64") -> QemuView:
+        """For guests of that architecture. Raises Unsupported when no such QEMU is installed."""
 
     def memory_available_bytes(self) -> int: ...
 

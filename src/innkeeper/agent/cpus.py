@@ -16,6 +16,7 @@ from innkeeper.engine.kvm import write_json
 from innkeeper.engine.qemu import cpumodels
 from innkeeper.errors import Unsupported
 from innkeeper.spec.accelerator import choose_accelerator
+from innkeeper.spec.architecture import HOST
 from innkeeper.spec.cpumodel import (
     OPEN,
     CpuCatalogue,
@@ -99,9 +100,12 @@ def _flags(names: Iterable[str]) -> tuple[str, ...]:
 async def check_cpu(ctx: Context, record: InstanceRecord) -> None:
     """Raises Unsupported, naming the flags, for a model or flags that this host cannot give."""
     cpu = record.spec.cpu
-    qemu = ctx.host.qemu()
+    architecture = record.spec.machine.architecture
+    qemu = ctx.host.qemu(architecture)
     accelerator, _ = choose_accelerator(record.spec.machine.accelerator, qemu.kvm, qemu.kvm_detail)
-    cpu_argument(cpu, accelerator)
+    cpu_argument(cpu, accelerator, architecture=architecture)
+    if architecture != HOST:
+        return  # QEMU itself refuses what it does not know
     if cpu.model not in OPEN or cpu.features:
         refuse_missing(cpu, accelerator, await catalogue(ctx, accelerator))
 

@@ -21,7 +21,7 @@ from innkeeper.engine.kvm import KvmVerdict, load_or_probe, write_json
 from innkeeper.errors import InnkeeperError
 from innkeeper.paths import Paths
 
-QEMU_BINARIES: Final = ("qemu-system-x86_64", "qemu-system-aarch64")
+QEMU_BINARIES: Final = ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-system-riscv64")
 # Asking QEMU takes 10 ms for the version and 50 ms for the machine types on an idle host.
 _ASK_QEMU_DEADLINE_S: Final = 20.0
 _LIVE_PROBE_DEADLINE_S: Final = 5.0

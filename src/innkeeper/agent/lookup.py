@@ -36,7 +36,7 @@ def plan_of(ctx: Context, record: InstanceRecord) -> LaunchPlan:
         image=image_of(ctx, record),
         image_directory=ctx.paths.images / record.image_id,
         chains=chains.read(files),
-        qemu=ctx.host.qemu(),
+        qemu=ctx.host.qemu(record.spec.machine.architecture),
         files=files,
         firmware=uefi,
         nic_backend=available_backend(),

@@ -68,7 +68,7 @@ def check(ctx: Context, snapshot: SnapshotRecord) -> None:
     """Raises Unsupported when this host cannot take it up, Failed when a file is missing or damaged."""
     files = ctx.paths.snapshot(snapshot.id)
     if snapshot.kind == "memory":
-        qemu = ctx.host.qemu()
+        qemu = ctx.host.qemu(plan_of_moment(ctx, snapshot).architecture)
         check_restorable(
             snapshot,
             qemu_version=qemu.version,

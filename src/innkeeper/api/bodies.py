@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from innkeeper.spec.architecture import Architecture
 from innkeeper.spec.base import Model, Name, Size, worded
 from innkeeper.spec.cpu import MAX_VCPUS
 from innkeeper.spec.instance import MAX_POOL, InstanceSpec
@@ -108,6 +109,7 @@ class BuildBody(Model):
         default=(), max_length=500, description="Of debian: packages beside those of the recipe."
     )
     size: Size | None = Field(default=None, description="Of debian: size of the disk; default: 4GiB.")
+    arch: Architecture = Field(default="x86_64", description="Of tiny: the architecture of its guests.")
 
 
 class ImportBody(Model):

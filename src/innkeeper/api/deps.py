@@ -35,6 +35,7 @@ class ImageService(Protocol):
         *,
         packages: Sequence[str] = (),
         size_bytes: int | None = None,
+        arch: str = "x86_64",
     ) -> ImageRecord:
         """Build by a recipe and name it, with more packages and on a disk of this size if the recipe has
         a choice. Cancelling leaves nothing behind. Raises BadRequest for what a recipe cannot do."""

@@ -19,6 +19,7 @@ from innkeeper.api.deps import Context, Progress
 from innkeeper.api.respond import Stream, error_body, json_of, sse, with_pulse
 from innkeeper.api.verbs.image_rm import image_rm
 from innkeeper.errors import InnkeeperError, NameTaken
+from innkeeper.spec.architecture import DEBIAN_NAMES
 from innkeeper.spec.image import ImageRecord
 from innkeeper.telemetry.log import fields
 
@@ -53,11 +54,11 @@ async def remove_image(ctx: Ctx, name: str) -> Response:
 
 @router.post("/build", summary="Build an image by a recipe", responses=PROGRESS)
 async def build_image(ctx: Ctx, body: BuildBody) -> Response:
-    name = body.name or body.recipe
+    name = body.name or body.recipe + ("" if body.arch == "x86_64" else f"-{DEBIAN_NAMES[body.arch]}")
 
     async def work(progress: Progress) -> ImageRecord:
         return await ctx.deps.images.build(
-            body.recipe, name, progress, packages=body.packages, size_bytes=body.size
+            body.recipe, name, progress, packages=body.packages, size_bytes=body.size, arch=body.arch
         )
 
     return _progress_of(ctx, work)

@@ -226,7 +226,12 @@ def build(options: Mapping[str, Any], read_text: Callable[[str], str]) -> Json:
     _put(
         spec,
         "machine",
-        {"type": machine, "firmware": options.get("firmware"), "accelerator": options.get("accel")},
+        {
+            "type": machine,
+            "architecture": options.get("arch"),
+            "firmware": options.get("firmware"),
+            "accelerator": options.get("accel"),
+        },
     )
     _put(spec, "boot", _boot(options))
     _networks(spec, options.get("network") or (), options.get("forward") or ())

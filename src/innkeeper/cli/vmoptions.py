@@ -57,6 +57,11 @@ _OPTIONS: list[Decorator] = [
         help="Accelerator; auto (the default) is kvm where it works at hardware speed, else tcg.",
     ),
     click.option("--machine", metavar="TYPE", help="Machine type: q35 (the default), pc or a versioned one."),
+    click.option(
+        "--arch",
+        type=click.Choice(["x86_64", "aarch64", "riscv64"]),
+        help="Architecture of the guest (default: as the image); others than the host's are emulated.",
+    ),
     click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="Firmware (default: bios)."),
     click.option(
         "--disk",

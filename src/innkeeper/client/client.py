@@ -167,10 +167,11 @@ class Images:
         name: str | None = None,
         packages: Sequence[str] = (),
         size: str | None = None,
+        arch: str = "x86_64",
         on_progress: Progress = lambda event: None,
     ) -> Json:
         """Build an image from one of our recipes, `tiny` or `debian`; the latter with more `packages`, and
-        on a disk of `size`, such as `8GiB`."""
+        on a disk of `size`, such as `8GiB`; the former also for `aarch64` and `riscv64`."""
         body: Json = {"recipe": recipe}
         if name:
             body["name"] = name
@@ -178,6 +179,8 @@ class Images:
             body["packages"] = [*packages]
         if size:
             body["size"] = size
+        if arch != "x86_64":
+            body["arch"] = arch
         return self._make("/v1/images/build", body, on_progress)
 
     def import_(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pydantic import ValidationError
+
 from innkeeper.control.lifecycle import is_active
 from innkeeper.control.placement import Claim, memory_needed
 from innkeeper.errors import SpecError
 from innkeeper.spec.host import HostRecord
 from innkeeper.spec.image import ImageRecord
-from innkeeper.spec.instance import InstanceSpec, Memory
+from innkeeper.spec.instance import InstanceSpec, Machine, Memory
 from innkeeper.store.view import InstanceView
 from innkeeper.units import format_size
 
@@ -33,8 +35,9 @@ def open_claims(
 
 
 def fitted_to_image(spec: InstanceSpec, image: ImageRecord) -> InstanceSpec:
-    """The spec with the memory its image needs where none was asked for. Raises SpecError when less
-    was asked for."""
+    """The spec with the machine and the memory its image needs where none was asked for. Raises SpecError
+    when another architecture, or less memory, was asked for."""
+    spec = _with_architecture(spec, image)
     least = image.min_memory_bytes
     if spec.memory.size >= least:
         return spec
@@ -46,3 +49,21 @@ def fitted_to_image(spec: InstanceSpec, image: ImageRecord) -> InstanceSpec:
             details={"field": ["spec", "memory", "size"]},
         )
     return spec.model_copy(update={"memory": Memory(size=least)})
+
+
+def _with_architecture(spec: InstanceSpec, image: ImageRecord) -> InstanceSpec:
+    machine = spec.machine
+    if machine.architecture == image.architecture:
+        return spec
+    if "architecture" in machine.model_fields_set:
+        raise SpecError(
+            f"Image {image.name} is for {image.architecture}, not for {machine.architecture}",
+            hint="leave out machine.architecture (--arch): it follows from the image",
+            details={"field": ["spec", "machine", "architecture"]},
+        )
+    asked = {name: getattr(machine, name) for name in machine.model_fields_set}
+    try:
+        own = Machine.model_validate({**asked, "architecture": image.architecture})
+    except ValidationError as error:
+        raise SpecError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+    return spec.model_copy(update={"machine": own})

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from innkeeper.errors import NoCapacity, Unsupported
 from innkeeper.spec.accelerator import choose_accelerator
+from innkeeper.spec.architecture import EMULATED, missing_qemu
 from innkeeper.spec.host import HostFacts, HostRecord
 from innkeeper.spec.instance import InstanceSpec
 from innkeeper.units import MiB, human_size
@@ -71,7 +72,7 @@ def place(
     best: tuple[int, str, HostRecord] | None = None
     for host in hosts:
         left = host.facts.memory_available_bytes - promised.get(host.name, 0)
-        against = [*_unsuited(spec, host.facts), *_too_small(spec, host.facts, left, to_run)]
+        against = [*_unsuited(spec, facts_for(spec, host.facts)), *_too_small(spec, host.facts, left, to_run)]
         if against:
             objections[host.name] = against
         elif best is None or (-left, host.name) < best[:2]:
@@ -79,12 +80,23 @@ def place(
     if best is None:
         raise _refusal(objections)
     chosen = best[2]
+    facts = facts_for(spec, chosen.facts)
     return Placement(
         chosen.name,
-        pinned_machine(spec.machine.type, chosen.facts) or spec.machine.type,
-        choose_accelerator(spec.machine.accelerator, chosen.facts.kvm, chosen.facts.kvm_detail)[0],
+        pinned_machine(spec.machine.type, facts) or spec.machine.type,
+        choose_accelerator(spec.machine.accelerator, facts.kvm, facts.kvm_detail)[0],
         memory_needed(spec),
     )
+
+
+def facts_for(spec: InstanceSpec, facts: HostFacts) -> HostFacts:
+    """The facts as they are for a guest of this architecture: another QEMU, and never KVM."""
+    if spec.machine.architecture == facts.architecture:
+        return facts
+    foreign = facts.foreign.get(spec.machine.architecture)
+    own = foreign.model_dump() if foreign else {"qemu": ""}
+    emulated = {"kvm": "missing", "kvm_detail": EMULATED, "kvm_repair": ""}
+    return facts.model_copy(update={**own, **emulated})
 
 
 def pinned_machine(wanted: str, facts: HostFacts) -> str | None:
@@ -114,7 +126,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _unsuited(spec: InstanceSpec, facts: HostFacts) -> list[Objection]:
     """What no amount of room would change."""
     if not facts.qemu:
-        return [Objection("QEMU is not installed", "install it: inn doctor --fix")]
+        return [Objection(*missing_qemu(spec.machine.architecture))]
     against: list[Objection] = []
     try:
         choose_accelerator(spec.machine.accelerator, facts.kvm, facts.kvm_detail, facts.kvm_repair)

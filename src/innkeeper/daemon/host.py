@@ -17,15 +17,14 @@ from innkeeper.agent import sysfs
 from innkeeper.agent.context import QemuView
 from innkeeper.clock import Clock
 from innkeeper.errors import InnkeeperError, Unsupported
-from innkeeper.spec.host import HostFacts, HostNode, HostRecord, HugePages
+from innkeeper.spec.architecture import EMULATED, HOST, QEMU_PACKAGES, missing_qemu, qemu_name
+from innkeeper.spec.host import ForeignQemu, HostFacts, HostNode, HostRecord, HugePages
 from innkeeper.store.repo import Repo
 
 log = logging.getLogger("innkeeper.host")
 
 LEASE_TTL_S: Final = 30.0
 REFRESH_INTERVAL_S: Final = 10.0
-# TCG can emulate other architectures; the instances of this issue are of the host's own.
-_BINARY: Final = "qemu-system-x86_64"
 
 
 class LocalHost:
@@ -39,19 +38,18 @@ class LocalHost:
         self.machine_id = sysfs.read_text(root / "etc/machine-id")
         self.facts: host_facts.HostFacts | None = None
 
-    def qemu(self) -> QemuView:
+    def qemu(self, architecture: str = HOST) -> QemuView:
         facts = self._known()
-        binary = next((one for one in facts.qemu if one.path.endswith(_BINARY)), None)
+        binary = _binary(facts, architecture)
         if binary is None:
-            raise Unsupported(
-                "QEMU is not installed", hint="apt-get install qemu-system-x86, or: inn doctor --fix"
-            )
+            what, hint = missing_qemu(architecture)
+            raise Unsupported(what, hint=hint)
         return QemuView(
             binary=binary.path,
             version=binary.version,
             machine_aliases={one.name: one.alias_of for one in binary.machines if one.alias_of},
-            kvm=facts.accelerator.kind,
-            kvm_detail=facts.accelerator.detail,
+            kvm=facts.accelerator.kind if architecture == HOST else "missing",
+            kvm_detail=facts.accelerator.detail if architecture == HOST else EMULATED,
         )
 
     def memory_available_bytes(self) -> int:
@@ -64,7 +62,7 @@ class LocalHost:
     def record(self, now: float) -> HostRecord:
         """What placement decides by, with memory and space as they are now."""
         facts = self._known()
-        binary = next((one for one in facts.qemu if one.path.endswith(_BINARY)), None)
+        binary = _binary(facts, HOST)
         return HostRecord(
             name=self.name,
             machine_id=self.machine_id,
@@ -92,6 +90,7 @@ class LocalHost:
                 machine_aliases={one.name: one.alias_of for one in binary.machines if one.alias_of}
                 if binary
                 else {},
+                foreign=_foreign(facts),
                 extra=facts.to_dict(),
             ),
         )
@@ -100,6 +99,23 @@ class LocalHost:
         if self.facts is None:
             raise Unsupported("The host has not been examined yet", hint="try again in a second")
         return self.facts
+
+
+def _binary(facts: host_facts.HostFacts, architecture: str) -> host_facts.QemuBinary | None:
+    return next((one for one in facts.qemu if one.path.endswith(qemu_name(architecture))), None)
+
+
+def _foreign(facts: host_facts.HostFacts) -> dict[str, ForeignQemu]:
+    return {
+        name: ForeignQemu(
+            qemu=binary.path,
+            qemu_version=binary.version,
+            machine_types=tuple(one.name for one in binary.machines if not one.alias_of),
+            machine_aliases={one.name: one.alias_of for one in binary.machines if one.alias_of},
+        )
+        for name in QEMU_PACKAGES
+        if name != HOST and (binary := _binary(facts, name)) is not None
+    }
 
 
 def _node(node: sysfs.NumaNode) -> HostNode:

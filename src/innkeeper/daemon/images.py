@@ -9,7 +9,7 @@ from pathlib import Path
 from innkeeper.api.deps import GuestOs, Progress
 from innkeeper.clock import Clock
 from innkeeper.drivers.run import Runner
-from innkeeper.errors import BadRequest
+from innkeeper.errors import BadRequest, Unsupported
 from innkeeper.images.imagedir import ImageManifest, remove_image
 from innkeeper.paths import Paths
 from innkeeper.spec.image import ImageRecord
@@ -32,6 +32,7 @@ class Images:
         *,
         packages: Sequence[str] = (),
         size_bytes: int | None = None,
+        arch: str = "x86_64",
     ) -> ImageRecord:
         # Builders pull in much that a daemon without builds never needs.
         if recipe == "tiny":
@@ -42,7 +43,9 @@ class Images:
                 )
             from innkeeper.images.tiny import build_tiny
 
-            manifest = await build_tiny(self._paths.images, self._runner, progress)
+            manifest = await build_tiny(self._paths.images, self._runner, progress, arch=arch)
+        elif recipe == "debian" and arch != "x86_64":
+            raise Unsupported(f"The debian image is built for x86_64 only, not for {arch}", hint="build tiny")
         elif recipe == "debian":
             from innkeeper.images.debian import DISK_BYTES, build_debian
 

@@ -28,6 +28,8 @@ TERM_GRACE_S: Final = 2.0
 
 _PACKAGES: Final[dict[str, str]] = {
     "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-system-riscv64": "qemu-system-misc",
     "qemu-img": "qemu-utils",
     "passt": "passt",
     "mmdebstrap": "mmdebstrap",

@@ -81,6 +81,7 @@ class LaunchPlan:
     nics: tuple[NicPlan, ...] = ()
     kernel: KernelPlan | None = None
     firmware: FirmwarePlan | None = None
+    architecture: str = "x86_64"
     cpus_built: int = 0  # those it was first started with, by which its devices were built; 0: `cpus`
     parked: int = 0  # of those present: not used by the guest, since they cannot be unplugged without harm
     cpus_max: int = 0  # with those that may be plugged in; 0: none may

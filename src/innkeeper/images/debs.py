@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ _SUITE: Final = re.compile(r"^\s+\d+ \S+ (\S+) \S+ Packages$", re.MULTILINE)
 _DEPENDS: Final = re.compile(r"^ [ |](?:Pre)?Depends: ([^<\s]\S*)$", re.MULTILINE)
 
 # Debian's; Ubuntu has no kernel of that name, but one for virtual machines.
-_KERNELS: Final = ("linux-image-cloud-amd64", "linux-image-virtual")
+KERNELS: Final = ("linux-image-cloud-amd64", "linux-image-virtual")
 
 Progress = Callable[[str, float | None, str], None]
 
@@ -119,12 +119,12 @@ async def _identify(runner: Runner, deb: Path) -> tuple[str, str]:
     return name, version
 
 
-async def kernel_meta(runner: Runner) -> str:
+async def kernel_meta(runner: Runner, kernels: Sequence[str] = KERNELS) -> str:
     """The package that stands for the newest kernel for virtual machines. Raises Unsupported."""
-    for name in _KERNELS:
+    for name in kernels:
         if await knows(runner, name):
             return name
     raise Unsupported(
-        f"This machine's apt sources have none of the kernels {', '.join(_KERNELS)}",
+        f"This machine's apt sources have none of the kernels {', '.join(kernels)}",
         hint="run as root: apt-get update, or build on Debian or Ubuntu for amd64",
     )

@@ -18,7 +18,8 @@ _PT_INTERP: Final = 3
 _DT_NEEDED: Final = 1
 _DT_STRTAB: Final = 5
 _LIBRARY_DIRS: Final = (
-    "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64", "lib", "usr/lib",
+    *(f"{top}lib/{name}-linux-gnu" for name in ("x86_64", "aarch64", "riscv64") for top in ("", "usr/")),
+    "lib64", "usr/lib64", "lib", "usr/lib",
 )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ class BootInfo(_Model):
     guest runs under TCG: settings that gain time there and would cost safety or nothing elsewhere.
     """
 
-    architecture: Literal["x86_64"] = "x86_64"
+    architecture: Literal["x86_64", "aarch64", "riscv64"] = "x86_64"
     kind: Literal["tiny", "debian", "import"]
     boot: Literal["kernel", "disk"]
     append: str = ""

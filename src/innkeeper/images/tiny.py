@@ -11,6 +11,7 @@ import contextlib
 import io
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -20,7 +21,8 @@ from typing import Final
 from innkeeper.drivers.run import Runner
 from innkeeper.errors import Failed
 from innkeeper.images import cpio, elf, kmodules
-from innkeeper.images.debs import PackageTree, Progress, add_packages, dependencies, kernel_meta
+from innkeeper.images.debs import KERNELS, PackageTree, Progress, add_packages, dependencies, kernel_meta
+from innkeeper.images.foreign import ARCHITECTURES, Architecture, ForeignApt, architecture
 from innkeeper.images.imagedir import VMLINUX, ImageDraft, ImageManifest, Origin, commit_image, staging
 from innkeeper.images.kernel import NoVmlinux, extract_vmlinux
 from innkeeper.units import MiB
@@ -32,7 +34,7 @@ _MODULES: Final = (
     "virtio_balloon", "virtio_mem", "vmgenid", "virtiofs", "vmw_vsock_virtio_transport",
     "virtio_input", "button", "evdev", "sd_mod", "sr_mod", "ata_piix", "ahci", "nvme", "e1000", "e1000e",
     "isofs", "vfat", "nls_ascii", "nls_iso8859-1", "nls_utf8", "nls_cp437", "ext4", "overlay", "loop",
-    "pvpanic", "pvpanic-pci", "qemu_fw_cfg", "i6300esb", "iTCO_wdt", "softdog",
+    "gpio-pl061", "gpio_keys", "pvpanic", "pvpanic-pci", "qemu_fw_cfg", "i6300esb", "iTCO_wdt", "softdog",
 )  # fmt: skip
 _SCRIPTS: Final = {
     "init": ("tiny-init", 0o755),
@@ -57,8 +59,6 @@ _TEXTS: Final = {
     # acpid of busybox starts the file of that name when the power button is pressed
     "etc/acpi/PWRF/00000080": "#!/bin/sh\nexec /sbin/poweroff\n",
 }
-APPEND: Final = "console=ttyS0 quiet panic=-1 cryptomgr.notests"
-APPEND_TCG: Final = "mitigations=off nokaslr tsc=reliable no_timer_check"
 MIN_MEMORY_BYTES: Final = 128 * MiB
 
 
@@ -74,31 +74,37 @@ class _Parts:
     settings: dict[str, Path]
     libraries: dict[str, Path]
     modules: list[kmodules.Module]
+    architecture: Architecture = ARCHITECTURES["x86_64"]
 
 
-async def build_tiny(images_dir: Path, runner: Runner, progress: Progress) -> ImageManifest:
-    """Build the image from this machine's package sources; the same packages give the same image.
+async def build_tiny(
+    images_dir: Path, runner: Runner, progress: Progress, *, arch: str = "x86_64"
+) -> ImageManifest:
+    """Build the image from this machine's package sources; the same packages give the same image. `arch` is
+    the guest's architecture, by our name or Debian's.
 
     `progress(stage, fraction done or None, detail)` is called as it goes. Raises Unsupported when
     the sources have no suitable kernel, NoCapacity when the disk is full, Failed when packages cannot
     be fetched; nothing is left behind then.
     """
     started = time.monotonic()
+    wanted = architecture(arch)
     with staging(images_dir) as directory, tempfile.TemporaryDirectory(prefix="inn-tiny-") as scratch:
         tree = PackageTree(Path(scratch) / "root")
         tree.root.mkdir()
         progress("packages", 0.0, "kernel, busybox and guest agent")
-        parts = await _collect(runner, tree, Path(scratch))
+        parts = await _collect(runner, wanted, tree, Path(scratch))
         progress("initramfs", 0.6, f"Linux {parts.release}, {len(parts.modules)} modules")
         await asyncio.to_thread(_place_kernel, parts.kernel, directory)
         initramfs = await asyncio.to_thread(make_initramfs, parts)
         await asyncio.to_thread((directory / "initrd").write_bytes, initramfs)
         progress("commit", 0.9, "hash and sync")
         draft = ImageDraft(
+            architecture=wanted.name,
             kind="tiny",
             boot="kernel",
-            append=APPEND,
-            append_tcg=APPEND_TCG,
+            append=wanted.append,
+            append_tcg=wanted.append_tcg,
             agent=True,
             min_memory_bytes=MIN_MEMORY_BYTES,
             origin=Origin(
@@ -115,9 +121,14 @@ async def build_tiny(images_dir: Path, runner: Runner, progress: Progress) -> Im
     return manifest
 
 
-async def _collect(runner: Runner, tree: PackageTree, scratch: Path) -> _Parts:
+async def _collect(host: Runner, wanted: Architecture, tree: PackageTree, scratch: Path) -> _Parts:
     debs = scratch / "debs"
-    await add_packages(runner, tree, [*await kernel_packages(runner), "busybox-static", *_PROGRAMS], debs)
+    runner: Runner = host
+    if wanted.debian != (await host.run(["dpkg", "--print-architecture"], deadline_s=30)).text.strip():
+        runner = foreign = ForeignApt(host, wanted, scratch)
+        await foreign.fetch_lists()
+    kernel_names = await kernel_packages(runner, wanted.kernels)
+    await add_packages(runner, tree, [*kernel_names, "busybox-static", *_PROGRAMS], debs)
     programs = {
         name: _first(tree.root, f"usr/sbin/{name}", f"sbin/{name}")
         for names in _PROGRAMS.values()
@@ -130,22 +141,34 @@ async def _collect(runner: Runner, tree: PackageTree, scratch: Path) -> _Parts:
     release = kernel[0].name.removeprefix("vmlinuz-")
     modules_dir = _first(tree.root, f"usr/lib/modules/{release}", f"lib/modules/{release}")
     libraries = await _libraries(runner, tree, debs, list(programs.values()))
-    listed = await runner.run([str(busybox), "--list"], deadline_s=30)
     return _Parts(
         release=release,
         kernel=kernel[0],
         busybox=busybox,
-        applets=tuple(sorted(listed.text.split())),
+        applets=await _applets(host, busybox, scratch, native=runner is host),
         programs=programs,
         settings={"etc/mke2fs.conf": _first(tree.root, "etc/mke2fs.conf")},
         libraries=libraries,
         modules=await _modules(runner, modules_dir),
+        architecture=wanted,
     )
 
 
-async def kernel_packages(runner: Runner) -> list[str]:
+async def _applets(host: Runner, busybox: Path, scratch: Path, *, native: bool) -> tuple[str, ...]:
+    """What a busybox can do, as it says itself; of one that cannot run here, as this machine's of the same
+    release says: Debian builds all with one configuration."""
+    if not native:
+        tree = PackageTree(scratch / "native")
+        tree.root.mkdir()
+        await add_packages(host, tree, ["busybox-static"], scratch / "native-debs")
+        busybox = _first(tree.root, "usr/bin/busybox", "bin/busybox")
+    listed = await host.run([str(busybox), "--list"], deadline_s=30)
+    return tuple(sorted(listed.text.split()))
+
+
+async def kernel_packages(runner: Runner, kernels: Sequence[str] = KERNELS) -> list[str]:
     """The image and module packages of the kernel for virtual machines."""
-    needed = await dependencies(runner, await kernel_meta(runner))
+    needed = await dependencies(runner, await kernel_meta(runner, kernels))
     images = [name for name in needed if name.startswith("linux-image-")]
     below = [name for image in images for name in await dependencies(runner, image)]
     return [*images, *(name for name in below if name.startswith("linux-modules-"))]
@@ -223,7 +246,7 @@ def _entries(parts: _Parts) -> list[cpio.Entry]:
         if f"bin/{applet}" not in taken:
             entries.append(cpio.symlink(f"bin/{applet}", "busybox"))
     for name, source in parts.libraries.items():
-        place = "lib64" if name.startswith("ld-linux") else "lib/x86_64-linux-gnu"
+        place = parts.architecture.loader if name.startswith("ld-linux") else parts.architecture.libraries
         entries.append(cpio.regular(f"{place}/{name}", source.read_bytes(), 0o755))
     base = f"lib/modules/{parts.release}"
     entries += [cpio.regular(f"{base}/{module.path}", module.data) for module in parts.modules]

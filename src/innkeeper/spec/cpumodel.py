@@ -12,6 +12,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from innkeeper.errors import Unsupported
+from innkeeper.spec.architecture import AUTO_CPU, HOST
 from innkeeper.spec.base import Model
 from innkeeper.spec.cpu import Cpu
 
@@ -180,7 +181,7 @@ def paravirt_of(cpu: Cpu, accelerator: Kind, guest_os: str) -> str:
     return "hyperv" if guest_os == "windows" else "kvm"
 
 
-def cpu_argument(cpu: Cpu, accelerator: Kind, guest_os: str = "linux") -> str:
+def cpu_argument(cpu: Cpu, accelerator: Kind, guest_os: str = "linux", *, architecture: str = HOST) -> str:
     """What QEMU is told after `-cpu`. Raises Unsupported for what no host has under this accelerator."""
     model, words = cpu.model, list[str]()
     if model == "host" and accelerator != "kvm":
@@ -188,6 +189,8 @@ def cpu_argument(cpu: Cpu, accelerator: Kind, guest_os: str = "linux") -> str:
             "CPU model host takes KVM, and this VM runs under TCG",
             hint="use cpu.model max, or auto; see inn doctor for KVM",
         )
+    if architecture != HOST:
+        return _foreign_argument(cpu, architecture)
     if model == "auto":
         model, words = ("host", []) if accelerator == "kvm" else (TCG_AUTO[0], list(TCG_AUTO[1]))
     if model in LEVELS:
@@ -197,4 +200,15 @@ def cpu_argument(cpu: Cpu, accelerator: Kind, guest_os: str = "linux") -> str:
         # KVM's own are on by default in every model; the set is spelt out where somebody asked for it.
         words += _SETS[paravirt] if paravirt != "kvm" or cpu.paravirt == "kvm" else ()
     words += [f"{flag}={'on' if on else 'off'}" for flag, on in wanted_flags(cpu.features).items()]
+    return ",".join([model, *words])
+
+
+def _foreign_argument(cpu: Cpu, architecture: str) -> str:
+    if cpu.model in LEVELS:
+        raise Unsupported(
+            f"CPU model {cpu.model} is for x86_64, and this guest is {architecture}",
+            hint=f"leave cpu.model at auto, or take one that qemu-system-{architecture} -cpu help names",
+        )
+    model = AUTO_CPU[architecture] if cpu.model == "auto" else cpu.model
+    words = [f"{feature[1:]}={'on' if feature.startswith('+') else 'off'}" for feature in cpu.features]
     return ",".join([model, *words])

@@ -38,6 +38,15 @@ class HostNode(Model):
     )
 
 
+class ForeignQemu(Model):
+    """A QEMU for guests of another architecture than the host's."""
+
+    qemu: str
+    qemu_version: str = ""
+    machine_types: tuple[str, ...] = ()
+    machine_aliases: dict[str, str] = Field(default_factory=dict)
+
+
 class HostFacts(Model):
     """What placement decides by, and what `inn host show` prints. `extra` is for people only."""
 
@@ -66,6 +75,9 @@ class HostFacts(Model):
     machine_types: tuple[str, ...] = Field(default=(), description="Versioned machine types QEMU has.")
     machine_aliases: dict[str, str] = Field(
         default_factory=dict, description="What `q35`, `pc`, ... stand for: alias to versioned type."
+    )
+    foreign: dict[str, ForeignQemu] = Field(
+        default_factory=dict, description="For guests of other architectures, which are emulated."
     )
     extra: dict[str, Any] = Field(default_factory=dict)
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from innkeeper.spec.architecture import DEFAULT_MACHINES, Architecture
 from innkeeper.spec.base import Model, Name, Size, worded
 from innkeeper.spec.cpu import Cpu, CpuUpdate
 from innkeeper.units import GiB, KiB, MiB
@@ -36,10 +37,14 @@ class Memory(Model):
 
 
 class Machine(Model):
+    architecture: Architecture = Field(
+        default="x86_64", description="Of the guest; that of its image. All but the host's own are emulated."
+    )
     type: str = Field(
         default="q35",
         pattern=worded(r"^[a-z0-9.-]+$", "use q35, pc or a versioned type such as pc-q35-7.2"),
-        description="`q35`, `pc`, or a versioned type such as `pc-q35-7.2`; pinned to a version at creation.",
+        description="`q35`, `pc`, or a versioned type such as `pc-q35-7.2`; `virt` for other architectures"
+        " than x86_64; pinned to a version at creation.",
     )
     firmware: Literal["bios", "uefi"] = "bios"
     accelerator: Accelerator = "auto"
@@ -47,6 +52,20 @@ class Machine(Model):
         default="none",
         description="`intel`: a VT-d IOMMU, for a guest that gives devices to VMs of its own; needs q35.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _its_own_machine(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "type" not in data:
+            own = DEFAULT_MACHINES.get(str(data.get("architecture")), "q35")
+            return data | ({"type": own} if own != "q35" else {})
+        return data
+
+    @model_validator(mode="after")
+    def _firmware_there_is(self) -> Machine:
+        if self.architecture != "x86_64" and self.firmware == "uefi":
+            raise ValueError(f"there is no UEFI firmware for {self.architecture} guests here; boot a kernel")
+        return self
 
     @model_validator(mode="after")
     def _an_iommu_has_a_place(self) -> Machine:
@@ -184,6 +203,9 @@ class InstanceSpec(Model):
             raise ValueError("a host port is forwarded twice")
         if self.machine.type.startswith("microvm") and self.machine.firmware == "uefi":
             raise ValueError("a microvm has no UEFI firmware here; use q35")
+        foreign = self.machine.architecture != "x86_64"
+        if foreign and any(disk.bus == "ide" for disk in self.disks):
+            raise ValueError(f"a {self.machine.architecture} machine has no IDE; use virtio, scsi or sata")
         return self
 
 

@@ -70,7 +70,7 @@ async def launch(
         running = Running(machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset)
         running.woke_at = ctx.clock.time()
         running.woken = source is not None and plan.inherited_macs is None
-        qemu = ctx.host.qemu()
+        qemu = ctx.host.qemu(record.spec.machine.architecture)
         _, reason = choose_accelerator(record.spec.machine.accelerator, qemu.kvm, qemu.kvm_detail)
         ready = not expects_agent(record, image_of(ctx, record)) and not plan.paused
         await ctx.publish(

@@ -141,7 +141,7 @@ def _plan(ctx: Context, record: InstanceRecord, frozen: LaunchPlan) -> LaunchPla
     disks = chains.read(files)
     return replace(
         frozen,
-        binary=ctx.host.qemu().binary,
+        binary=ctx.host.qemu(frozen.architecture).binary,
         name=record.name,
         epoch=record.wanted.epoch,
         disks=tuple(replace(disk, chain=disks[disk.name]) for disk in frozen.disks),
@@ -179,4 +179,4 @@ async def durable_moment(ctx: Context, origin: ForkOrigin) -> Taken:
 
 def start_plan(ctx: Context, plan: LaunchPlan) -> LaunchPlan:
     """A new VM from a snapshot has RAM of its own, and the QEMU of today."""
-    return replace(plan, ram_private=False, binary=ctx.host.qemu().binary)
+    return replace(plan, ram_private=False, binary=ctx.host.qemu(plan.architecture).binary)

@@ -17,7 +17,7 @@ from innkeeper.api.verbs.respec import (
 )
 from innkeeper.clock import Clock
 from innkeeper.control.admission import fitted_to_image
-from innkeeper.control.placement import pinned_machine
+from innkeeper.control.placement import facts_for, pinned_machine
 from innkeeper.errors import Unsupported
 from innkeeper.spec.base import check_name
 from innkeeper.spec.differences import differences
@@ -91,6 +91,7 @@ def _keep_pin(spec: InstanceSpec, old: InstanceSpec, hosts: list[HostRecord]) ->
     if asked == old.machine.type or _is_version_of(old.machine.type, asked):
         pinned = old.machine.type
     else:
+        facts = facts_for(spec, facts) if facts else None
         pinned = (pinned_machine(asked, facts) if facts else None) or ""
     if not pinned:
         known = ", ".join(sorted(facts.machine_aliases)) if facts else "none"

@@ -169,8 +169,6 @@ async def _image_of(repo: Repo, spec: InstanceSpec) -> tuple[ImageRecord | None,
     stored = await repo.image(spec.image)
     if stored.value.removing:
         raise NotFound(f"Image {spec.image} is being removed", hint="see inn image list")
-    if stored.value.architecture != "x86_64":
-        raise WrongState(f"Image {spec.image} is for {stored.value.architecture}; this is x86_64")
     return stored.value, [unchanged(stored.kv)]
 
 

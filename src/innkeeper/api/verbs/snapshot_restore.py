@@ -75,10 +75,11 @@ async def _check_host(repo: Repo, snapshot: SnapshotRecord) -> None:
     for host in await repo.hosts():
         if host.name == snapshot.host:
             facts = host.facts
+            foreign = [one for qemu in facts.foreign.values() for one in qemu.machine_types]
             check_restorable(
                 snapshot,
                 qemu_version=facts.qemu_version,
-                machine_types=facts.machine_types,
+                machine_types=(*facts.machine_types, *foreign),
                 kvm=facts.kvm == "hardware",
             )
 

@@ -18,6 +18,10 @@ from innkeeper.cli.specargs import existing_file
 from innkeeper.units import human_size
 
 Json = dict[str, Any]
+# Debian's names of architectures, and QEMU's.
+ARCHITECTURES = {
+    "amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64", "riscv64": "riscv64",
+}  # fmt: skip
 
 
 class ImageGroup(LazyGroup):
@@ -109,9 +113,11 @@ def show(app: App, name: str) -> None:
 
 @verb(
     "build",
-    synopsis="inn image build tiny|debian [--name NAME] [--package NAME]... [--size SIZE] [--json]",
+    synopsis="inn image build tiny|debian [--name NAME] [--arch ARCH] [--package NAME]... [--size SIZE]"
+    " [--json]",
     examples="""
 inn image build tiny
+inn image build tiny --arch arm64           makes tiny-arm64
 inn image build debian --name web --package nginx --package php-fpm --size 8GiB
 """,
     exit_status={4: "A program or the disk space it needs is missing; the error says which."},
@@ -126,7 +132,15 @@ inn image build debian --name web --package nginx --package php-fpm --size 8GiB
     help="Of debian: a Debian package to install beside those of the recipe (repeatable).",
 )
 @click.option("--size", metavar="SIZE", help="Of debian: size of the disk (default: 4GiB).")
-def build(app: App, recipe: str, name: str | None, packages: tuple[str, ...], size: str | None) -> None:
+@click.option(
+    "--arch",
+    type=click.Choice([*ARCHITECTURES]),
+    default="amd64",
+    help="Of tiny: the architecture of its guests (default: amd64). Others are emulated.",
+)
+def build(
+    app: App, recipe: str, name: str | None, packages: tuple[str, ...], size: str | None, arch: str
+) -> None:
     """Build an image from a recipe.
 
     tiny is Debian's kernel with busybox and the guest agent, and boots in one to two seconds. debian
@@ -136,7 +150,12 @@ def build(app: App, recipe: str, name: str | None, packages: tuple[str, ...], si
     _make(
         app,
         lambda progress: app.client.images.build(
-            recipe, name=name, packages=packages, size=size, on_progress=progress
+            recipe,
+            name=name,
+            packages=packages,
+            size=size,
+            arch=ARCHITECTURES[arch],
+            on_progress=progress,
         ),
     )
 

@@ -138,6 +138,8 @@ def _device(**members: Any) -> list[str]:
 
 def _machine(plan: LaunchPlan, wiring: Wiring) -> list[str]:
     options = [plan.machine, "memory-backend=ram0", "usb=off"]
+    if plan.architecture == "aarch64":
+        options.append("gic-version=3")  # version 2 knows 8 CPUs
     argv: list[str] = []
     if plan.firmware:
         argv += _blockdev(driver="file", node_name="fw-code-file", filename=wiring.image(
@@ -200,7 +202,8 @@ def _channels(plan: LaunchPlan, files: RuntimeFiles, wiring: Wiring) -> list[str
         *_device(driver="virtserialport", bus="channels.0", chardev="agent", name=AGENT_PORT, id="agent0"),
         *("-object", _json(qom_type="rng-random", id="rng0", filename="/dev/urandom")),
         *_device(driver="virtio-rng-pci", rng="rng0"),
-        *_device(driver="vmgenid", guid=plan.uid, id="generation"),
+        # Where ACPI tells of it, that is; machines of other architectures have none here.
+        *(_device(driver="vmgenid", guid=plan.uid, id="generation") if _is_pc(plan) else []),
         *_device(driver="pvpanic-pci"),
     ]  # fmt: skip
 
@@ -208,6 +211,10 @@ def _channels(plan: LaunchPlan, files: RuntimeFiles, wiring: Wiring) -> list[str
 def _needs_ahci(plan: LaunchPlan) -> bool:
     """q35 has an AHCI controller of its own (ide.0 to ide.5); pc needs one for SATA."""
     return not _is_q35(plan) and any(disk.bus == "sata" for disk in plan.disks)
+
+
+def _is_pc(plan: LaunchPlan) -> bool:
+    return plan.architecture == "x86_64"
 
 
 def _is_q35(plan: LaunchPlan) -> bool:
@@ -307,7 +314,10 @@ def _nic(nic: NicPlan, index: int, files: RuntimeFiles, wiring: Wiring) -> list[
 
 
 def _display(plan: LaunchPlan, files: RuntimeFiles, wiring: Wiring) -> list[str]:
-    argv = _device(driver=_VGA_DRIVERS[plan.vga], id="video0") if plan.vga != "none" else []
+    driver = _VGA_DRIVERS.get(plan.vga, "")
+    if plan.vga == "virtio" and not _is_pc(plan):
+        driver = "virtio-gpu-pci"  # a VGA-compatible one is a PC's
+    argv = _device(driver=driver, id="video0") if driver else []
     if plan.vnc == "socket":
         argv += ["-vnc", f"unix:{wiring.socket(files.vnc)}"]
     elif plan.vnc:

@@ -27,7 +27,7 @@ async def places(monitor: Monitor) -> list[Place]:
     try:
         answer = await monitor.execute("query-hotpluggable-cpus")
     except EngineError as error:
-        if "not support" not in error.message:
+        if not any(words in error.message for words in ("not support", "not enabled")):
             raise
         count = len(await monitor.execute("query-cpus-fast"))
         return [Place(index, "", {}, f"cpu{index}") for index in range(count)]
