@@ -13,6 +13,7 @@ import pytest
 from engine_harness import QemuBench
 
 from helpers import run
+from innkeeper.drivers.run import which
 from innkeeper.engine.base import DiskPlan, FirmwarePlan, KernelPlan, LaunchPlan, Layer, NicPlan, RunState
 from innkeeper.engine.qemu.wiring import Descriptors
 from vms.daemon import short_directory
@@ -52,6 +53,8 @@ def test_qemu_takes_the_plan(name: str) -> None:
 
 def _with_real_files(plan: LaunchPlan, bench: QemuBench) -> LaunchPlan:
     """The same plan, with files of its own in place of the recorded paths, and this host's accelerator."""
+    if which(plan.binary) is None:
+        pytest.skip(f"{plan.binary} is not installed")
     made = bench.plan()
     firmware = plan.firmware and FirmwarePlan(Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), bench.root / "vars.fd")
     if firmware:
