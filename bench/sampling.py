@@ -97,7 +97,7 @@ def _processes(count: int) -> Iterator[list[int]]:
 class _Host:
     name, boot_id = "bench", "bench"
 
-    def qemu(self) -> QemuView:
+    def qemu(self, architecture: str = "x86_64") -> QemuView:
         raise NotImplementedError
 
     def memory_available_bytes(self) -> int:
