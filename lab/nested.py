@@ -68,7 +68,7 @@ class NestedHost:
         wanted = {**spec, "image": name, "disks": disks}
         if NAME in {one["name"] for one in self.client.instances.list_data()}:
             self._vm.refresh()
-            if self._vm.state == "running" and self._vm.data["spec"] == wanted:
+            if self._vm.state == "running" and within(wanted, self._vm.data["spec"]):
                 self._say("the lab that was kept is used again")
                 return
             self._vm.remove(force=True)
@@ -145,3 +145,14 @@ class NestedHost:
 def default_state() -> Path:
     given = os.environ.get("INNKEEPER_LAB")
     return Path(given) if given else Path.home() / ".cache" / "innkeeper-lab"
+
+
+def within(wanted: Any, found: Any) -> bool:
+    """Whether `found`, a whole spec, has all that `wanted` says; what `wanted` leaves out may be anything."""
+    if isinstance(wanted, Mapping):
+        return isinstance(found, Mapping) and all(
+            key in found and within(value, found[key]) for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(wanted) == len(found) and all(map(within, wanted, found))
+    return bool(wanted == found)

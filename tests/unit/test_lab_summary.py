@@ -6,8 +6,10 @@ import tarfile
 from io import BytesIO
 
 import pytest
+from lab.nested import SPEC, within
 from lab.summary import read_junit, status, table
 
+from innkeeper.spec.instance import InstanceSpec
 from lab import payload
 
 JUNIT = """<testsuites><testsuite name="pytest">
@@ -57,3 +59,11 @@ def test_the_tree_is_carried_as_roots() -> None:
 def test_requirements_that_do_not_hold_here_are_left_out() -> None:
     required = ["a>=1", "b; python_version < '3'", "c[extra]>=2", "d; extra == 'dev'"]
     assert list(payload.needed(required)) == ["a", "c"]
+
+
+def test_a_lab_that_was_kept_is_known_by_what_its_spec_asked_for() -> None:
+    wanted = {**SPEC, "image": "lab-1"}
+    whole = InstanceSpec.model_validate(wanted).model_dump(mode="json")
+    assert within(wanted, whole)
+    for change in ({"image": "lab-2"}, {"memory": {"size": "2GiB"}}, {"disks": []}):
+        assert not within({**wanted, **change}, whole)
