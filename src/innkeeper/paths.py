@@ -102,8 +102,10 @@ class SnapshotFiles:
         """Of a template's moment: which one it is; there once all the rest is."""
         return self.directory / "token"
 
-    def ram(self, *, compressed: bool) -> Path:
-        return self.directory / ("ram.zst" if compressed else "ram")
+    def ram(self, piece: str = "", *, compressed: bool) -> Path:
+        """`piece`: which of several pieces of RAM; empty: the first."""
+        name = f"ram-{piece}" if piece else "ram"
+        return self.directory / (f"{name}.zst" if compressed else name)
 
 
 @dataclass(frozen=True)

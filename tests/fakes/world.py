@@ -18,6 +18,7 @@ from innkeeper.clock import SystemClock
 from innkeeper.drivers.run import FaultyRunner, SystemRunner
 from innkeeper.engine.fake import FakeEngine, FakeMachine
 from innkeeper.paths import Paths
+from innkeeper.spec.host import HostNode
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, Power, Wanted
 from innkeeper.store import keys
 from innkeeper.store.kv import Delete
@@ -32,6 +33,8 @@ class FakeHost:
     def __init__(self) -> None:
         self.boot_id = "boot-1"
         self.available = 8 << 30
+        self.huge_free = 0
+        self.nodes: tuple[HostNode, ...] = ()
 
     def qemu(self, architecture: str = "x86_64") -> QemuView:
         return QemuView(
@@ -40,6 +43,12 @@ class FakeHost:
 
     def memory_available_bytes(self) -> int:
         return self.available
+
+    def hugepages_free(self, page_bytes: int) -> int:
+        return self.huge_free
+
+    def numa(self) -> tuple[HostNode, ...]:
+        return self.nodes
 
 
 class World:

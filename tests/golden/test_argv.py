@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from innkeeper.engine.base import DiskPlan, FirmwarePlan, KernelPlan, LaunchPlan, Layer, NicPlan
+from innkeeper.engine.memory import GuestNodePlan, MemoryPlan, RamPlan
 from innkeeper.engine.qemu.argv import ByPath, build_argv, mac_address
 from innkeeper.paths import RuntimeFiles
 
@@ -69,6 +70,27 @@ PLANS: dict[str, LaunchPlan] = {
         vga="virtio",
         disks=(replace(ROOT, boot_index=None), replace(CDROM)),
     ),
+    "numa": replace(
+        TINY,
+        cpus=3,
+        cpus_max=4,
+        memory=MemoryPlan(
+            ram=(
+                RamPlan("ram0", 96 << 20, (0,), "bind"),
+                RamPlan("ram1", 96 << 20, (0,), "preferred"),
+                RamPlan("ram2", 64 << 20),
+            ),
+            nodes=(
+                GuestNodePlan("ram0", (0, 1, 3), (10, 21, 31)),
+                GuestNodePlan("ram1", (2,), (21, 10, 21)),
+                GuestNodePlan("ram2", (), (31, 21, 10)),
+            ),
+        ),
+    ),
+    "numa-bound": replace(TINY, memory=MemoryPlan(ram=(RamPlan("ram0", 256 << 20, (0,), "preferred"),))),
+    "prealloc": replace(TINY, memory=MemoryPlan(prealloc=True)),
+    "locked": replace(TINY, memory=MemoryPlan(locked=True)),
+    "hugepages": replace(TINY, memory=MemoryPlan(page_bytes=2 << 20)),
     "uefi": replace(DISK, firmware=FirmwarePlan(Path("/ovmf/code.fd"), STATE / "vars.fd")),
     "legacy-pc": replace(
         DISK,
@@ -99,7 +121,7 @@ PLANS: dict[str, LaunchPlan] = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_argv_is_as_recorded(name: str) -> None:
-    argv = build_argv(PLANS[name], FILES, ByPath())
+    argv = build_argv(PLANS[name], FILES, ByPath(PLANS[name].memory.page_bytes))
     text = _readable(argv)
     golden = Path(__file__).parent / "argv" / f"{name}.txt"
     if os.environ.get("INNKEEPER_REGENERATE"):

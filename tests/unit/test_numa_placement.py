@@ -109,7 +109,7 @@ def test_table(
         (
             Demand(1, GiB, 2 * MiB), nodes(2, huge=(100, 12)), [],
             "huge pages of 2MiB, 224 MiB are left: node 0 has 200 MiB left of 200 MiB; "
-            "node 1 has 24.0 MiB left of 24.0 MiB; 400 pages are missing: reserve them",
+            "node 1 has 24.0 MiB left of 24.0 MiB; 400 pages are missing: inn host set hugepages.2MiB=N",
         ),
         (Demand(1, GiB, GiB), nodes(1), [], "huge pages of 1GiB, 0 B are left"),
     ],

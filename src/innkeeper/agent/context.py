@@ -18,7 +18,7 @@ from innkeeper.engine.base import Engine, LaunchPlan, Machine
 from innkeeper.errors import StoreError
 from innkeeper.guest.agent import GuestAgent
 from innkeeper.paths import Paths, RuntimeFiles
-from innkeeper.spec.host import KvmVerdict
+from innkeeper.spec.host import HostNode, KvmVerdict
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
 from innkeeper.store.repo import Repo
 
@@ -70,6 +70,11 @@ class HostView(Protocol):
         """For guests of that architecture. Raises Unsupported when no such QEMU is installed."""
 
     def memory_available_bytes(self) -> int: ...
+    def hugepages_free(self, page_bytes: int) -> int:
+        """Huge pages of this size that nobody has, nor was promised."""
+
+    def numa(self) -> tuple[HostNode, ...]:
+        """Its NUMA nodes, with what is free on them."""
 
 
 @dataclass

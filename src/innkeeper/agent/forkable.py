@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
-from innkeeper.agent import chains
+from innkeeper.agent import chains, memorycheck
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.launchplan import SEED_DISK
 from innkeeper.agent.lookup import plan_of
@@ -17,7 +17,8 @@ from innkeeper.errors import EngineError, InnkeeperError, Unsupported, WrongStat
 from innkeeper.paths import InstanceFiles, Paths
 from innkeeper.spec.finding import Finding, asked, block, ok, warn
 from innkeeper.spec.instance import InstanceRecord, State
-from innkeeper.units import MiB, human_size
+from innkeeper.spec.memory import HugePageSize, Memory
+from innkeeper.units import MiB, format_size, human_size
 
 # Device state is some 0.5 MB, more with much video memory.
 STATE_RESERVE_BYTES: Final = 16 * MiB
@@ -44,10 +45,22 @@ def of_running(ctx: Context, record: InstanceRecord, running: Running) -> Iterat
         )
         return
     yield from of_disks(running.plan, ctx.paths.instance(record.uid), ctx.paths.layers)
+    yield from memorycheck.of_fork(memory_of(record, running.plan), ctx.host, record.name)
     moments = ctx.paths.moments
     yield from asked(
         lambda: storage.require_free(moments, STATE_RESERVE_BYTES),
         "there is room for the state of its devices",
+    )
+
+
+def memory_of(record: InstanceRecord, plan: LaunchPlan) -> Memory:
+    """As it runs; the spec may say otherwise for its next start."""
+    page = plan.memory.page_bytes
+    return Memory(
+        size=plan.ram_bytes,
+        hugepages=cast(HugePageSize, format_size(page) if page else ""),
+        locked=plan.memory.locked,
+        prealloc=plan.memory.prealloc,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from innkeeper.agent.context import QemuView
+from innkeeper.agent.memoryplan import memory_plan
 from innkeeper.engine.base import DiskPlan, FirmwarePlan, KernelPlan, LaunchPlan, Layer, NicPlan
 from innkeeper.engine.qemu.argv import mac_address
 from innkeeper.images.imagedir import ImageManifest, kernel_name
@@ -13,6 +14,7 @@ from innkeeper.paths import InstanceFiles
 from innkeeper.spec.accelerator import choose_accelerator
 from innkeeper.spec.cpu import has_hotplug
 from innkeeper.spec.cpumodel import cpu_argument
+from innkeeper.spec.host import HostNode
 from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, Network, Power
 
 SEED_DISK = "seed"
@@ -33,11 +35,14 @@ def build_launch_plan(
     files: InstanceFiles,
     firmware: FirmwarePlan | None,
     nic_backend: str,
+    host_nodes: Sequence[HostNode] = (),
 ) -> LaunchPlan:
-    """`chains` has the files of every disk by name, also of the seed and root disk if there are any."""
+    """`chains` has the files of every disk by name, also of the seed and root disk if there are any;
+    `host_nodes` are the NUMA nodes of this host."""
     spec = record.spec
     accelerator, _ = choose_accelerator(spec.machine.accelerator, qemu.kvm, qemu.kvm_detail)
     machine = pinned_machine(spec.machine.type, qemu)
+    cpus_max = spec.cpu.reserved(hotplug=has_hotplug(machine))
     kernel = _kernel(record, image, image_directory, accelerator)
     positions = _boot_positions(spec, chains, direct=kernel is not None)
     return LaunchPlan(
@@ -55,9 +60,10 @@ def build_launch_plan(
             architecture=spec.machine.architecture,
         ),
         cpus=spec.cpu.count,
-        cpus_max=spec.cpu.reserved(hotplug=has_hotplug(machine)),
+        cpus_max=cpus_max,
         topology=spec.cpu.topology,
         memory_bytes=spec.memory.size,
+        memory=memory_plan(record, host_nodes, cpus_max=cpus_max),
         disks=tuple(
             _disk(disk, chains[disk.name], positions.get(disk.name)) for disk in all_disks(spec, chains)
         ),

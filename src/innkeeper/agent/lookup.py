@@ -40,4 +40,5 @@ def plan_of(ctx: Context, record: InstanceRecord) -> LaunchPlan:
         files=files,
         firmware=uefi,
         nic_backend=available_backend(),
+        host_nodes=ctx.host.numa(),
     )

@@ -8,7 +8,6 @@ not started yet are given up and removed, as the failed verb they are.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ class Taken:
 
     def close(self) -> None:
         if self.machine is not None:
-            os.close(self.machine.ram)
+            self.machine.ram.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from innkeeper.agent import chains, sysfs
@@ -17,6 +17,7 @@ from innkeeper.agent.ops.launch import Source
 from innkeeper.drivers.storage import ramfile
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan, Layer, Moment
+from innkeeper.engine.memory import MAIN_RAM, Ram
 from innkeeper.engine.qemu import ram
 from innkeeper.errors import Failed
 from innkeeper.paths import SnapshotFiles
@@ -112,26 +113,40 @@ async def loading(ctx: Context, snapshot: SnapshotRecord) -> AsyncIterator[Sourc
     """What to start from. Its RAM is a memory file of its own, so whoever starts from it can be forked at
     once; it is being read while QEMU starts, and there when the source is ready."""
     files = ctx.paths.snapshot(snapshot.id)
-    memory = ram.create(snapshot.ram_bytes)
-    path = files.ram(compressed=snapshot.compress)
-    reading = asyncio.ensure_future(
-        asyncio.to_thread(ramfile.load, path, memory, compressed=snapshot.compress)
-    )
+    plan = plan_of_moment(ctx, snapshot)
+    memory = ram.create(plan)
+    reading = asyncio.ensure_future(asyncio.to_thread(_load, files, memory, compressed=snapshot.compress))
 
     async def ready() -> None:
         await asyncio.shield(reading)
 
     try:
+        if plan.memory.prealloc or plan.memory.page_bytes:
+            # QEMU touches each page then, which on older kernels (before 5.14) is to read and write it back.
+            await asyncio.shield(reading)
         yield Source(Moment(memory, files.device_state), ready)
     finally:
         await asyncio.wait([reading])  # it cannot be cut, and has the descriptor
         if not reading.cancelled():
             reading.exception()
-        os.close(memory)
+        memory.close()
+
+
+def ram_files(
+    files: SnapshotFiles, pieces: Mapping[str, int], *, compressed: bool
+) -> Iterator[tuple[int, Path]]:
+    """Each piece of RAM with its file."""
+    for name, fd in pieces.items():
+        yield fd, files.ram("" if name == MAIN_RAM else name, compressed=compressed)
+
+
+def _load(files: SnapshotFiles, memory: Ram, *, compressed: bool) -> None:
+    for fd, path in ram_files(files, memory.parts, compressed=compressed):
+        ramfile.load(path, fd, compressed=compressed)
 
 
 def _mark(path: Path) -> FileMark:
-    if path.name in ("ram", "ram.zst"):
+    if path.name.startswith("ram"):
         return FileMark(size_bytes=path.stat().st_size)
     data = path.read_bytes()
     return FileMark(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from innkeeper.api.index import Index
-from innkeeper.control.admission import open_claims
+from innkeeper.control.admission import node_promises, open_claims
 from innkeeper.control.placement import Placement, place
 from innkeeper.errors import NoCapacity
 from innkeeper.spec.instance import InstanceSpec
@@ -50,4 +50,5 @@ class Admission:
     async def _place(self, spec: InstanceSpec, but: str, host: str, to_run: bool) -> Placement:
         hosts = [found for found in await self._repo.hosts() if host in ("", found.name)]
         views = self._index.instances() if self._index else await self._repo.instances()
-        return place(spec, hosts, open_claims(views, hosts, but=but), to_run=to_run)
+        claims, promises = open_claims(views, hosts, but=but), node_promises(views, hosts, but=but)
+        return place(spec, hosts, claims, promises, to_run=to_run)

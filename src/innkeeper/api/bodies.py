@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from innkeeper.spec.architecture import Architecture
 from innkeeper.spec.base import Model, Name, Size, worded
@@ -13,6 +13,9 @@ from innkeeper.spec.instance import MAX_POOL, InstanceSpec
 
 # A day: longer waits are asked for again, so that one forgotten request does not stay for ever.
 Timeout = Annotated[float, Field(gt=0, le=86400, description="Seconds to wait at most.")]
+PageSize = Annotated[
+    str, Field(pattern=worded(r"^[1-9][0-9]*(KiB|MiB|GiB)$", "write a page size like 2MiB or 1GiB"))
+]
 Hold = Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$", description="Token of an open hold.")]
 
 
@@ -100,6 +103,23 @@ Package = Annotated[
         pattern=worded(r"^[a-z0-9][a-z0-9+.-]+$", "use the name of a Debian package, such as nginx"),
     ),
 ]
+
+
+class HostUpdate(Model):
+    """What may change on a host."""
+
+    hugepages: dict[PageSize, int] = Field(
+        min_length=1, description="How many huge pages of each size, such as 2MiB and 1GiB, to reserve."
+    )
+    node: int | None = Field(default=None, ge=0, le=1023, description="On this NUMA node; default: on all.")
+
+    @field_validator("hugepages")
+    @classmethod
+    def _not_negative(cls, value: dict[str, int]) -> dict[str, int]:
+        for size, pages in value.items():
+            if not 0 <= pages < 1 << 40:
+                raise ValueError(f"{pages} pages of {size} cannot be reserved")
+        return value
 
 
 class BuildBody(Model):

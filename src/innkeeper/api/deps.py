@@ -55,6 +55,12 @@ class Doctor(Protocol):
         """Findings: name, verdict, detail, repair, fixable. With `fix` repair what can be first."""
 
 
+class HugePages(Protocol):
+    async def resize(self, page_bytes: int, pages: int, node: int | None) -> int:
+        """Make the pool of this host, or of one NUMA node, so large. Raises NoCapacity with the number
+        missing, and the pool is as it was; WrongState when too many are in use; Unsupported, NotFound."""
+
+
 @dataclass(frozen=True)
 class ApiDeps:
     """`closing` is set by the daemon when it is about to stop: endless streams end then."""
@@ -73,6 +79,7 @@ class ApiDeps:
     started_at: float
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     look_again: Callable[[], Awaitable[None]] | None = None  # refreshes the record of this host
+    hugepages: HugePages | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,13 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from innkeeper.api import schema
+from innkeeper.api.bodies import HostUpdate
 from innkeeper.api.context import Ctx
 from innkeeper.api.deps import API_VERSION
 from innkeeper.api.respond import json_of
+from innkeeper.errors import Unsupported
 from innkeeper.spec.cpumodel import CpuCatalogue
+from innkeeper.units import parse_size
 
 router = APIRouter(prefix="/v1")
 
@@ -58,6 +61,23 @@ async def cpu_models(
     if model is not None:
         found = found.model_copy(update={"models": (found.model(model),)})
     return json_of(found.model_dump(mode="json"))
+
+
+@router.patch(
+    "/host",
+    summary="Reserve huge pages on this host, or give them back",
+    tags=["host"],
+    responses=schema.answers(schema.HostRecord),
+)
+async def set_host(ctx: Ctx, body: HostUpdate) -> Response:
+    deps = ctx.deps
+    if deps.hugepages is None:
+        raise Unsupported("This daemon manages no huge pages")
+    for size, pages in body.hugepages.items():
+        await deps.hugepages.resize(parse_size(size), pages, body.node)
+    if deps.look_again is not None:
+        await deps.look_again()
+    return await host(ctx)
 
 
 @router.get("/doctor", summary="Examine this host", tags=["host"], responses=schema.answers(schema.Findings))

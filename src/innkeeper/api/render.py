@@ -54,6 +54,7 @@ def full(view: InstanceView, paths: Paths) -> dict[str, Any]:
         "spec": record.spec.model_dump(mode="json"),
         "wanted": record.wanted.model_dump(mode="json"),
         "status": view.status.model_dump(mode="json", exclude={"uid"}),
+        "nodes": [share.model_dump(mode="json") for share in record.nodes],
         "image_id": record.image_id,
         "fork": record.fork.model_dump(mode="json") if record.fork else None,
         "paths": {

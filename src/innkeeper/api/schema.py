@@ -11,6 +11,7 @@ from innkeeper.spec.host import HostRecord
 from innkeeper.spec.image import ImageRecord
 from innkeeper.spec.instance import ForkOrigin, InstanceSpec, InstanceStatus, Wanted
 from innkeeper.spec.metrics import History, Metrics
+from innkeeper.spec.numa import NodeShare
 from innkeeper.spec.snapshot import SnapshotRecord
 
 
@@ -54,6 +55,7 @@ class InstanceFull(InstanceShort):
     spec: InstanceSpec
     wanted: Wanted
     status: InstanceStatus
+    nodes: list[NodeShare]
     image_id: str
     fork: ForkOrigin | None
     paths: InstancePaths

@@ -222,7 +222,9 @@ def build(options: Mapping[str, Any], read_text: Callable[[str], str]) -> Json:
         spec["disks"] = disks
     _cpu(spec, options)
     memory = options.get("memory")
-    _put(spec, "memory", {"size": size(memory) if memory else None})
+    _put(spec, "memory", {"size": size(memory) if memory else None, "hugepages": options.get("hugepages")})
+    if options.get("numa"):
+        spec["numa"] = options["numa"]
     _put(
         spec,
         "machine",

@@ -51,6 +51,8 @@ _OPTIONS: list[Decorator] = [
         help="Help for guests under KVM: auto (the default) goes by the image.",
     ),
     click.option("--memory", metavar="SIZE", help="RAM, such as 512MiB or 2GiB (default: 256MiB)."),
+    click.option("--hugepages", type=click.Choice(["2MiB", "1GiB"]), help="RAM from the host's huge pages."),
+    click.option("--numa", type=click.Choice(["none", "auto"]), help="NUMA nodes the guest sees."),
     click.option(
         "--accel",
         type=click.Choice(["auto", "kvm", "tcg"]),

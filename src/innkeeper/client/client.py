@@ -227,6 +227,13 @@ class Host:
         answer: Json = self._transport.json("GET", "/v1/host/cpu-models", query=query, timeout_s=_DOCTOR_S)
         return answer
 
+    def set_hugepages(self, pages: Mapping[str, int], *, node: int | None = None) -> Json:
+        """Reserve huge pages, by size (`{"2MiB": 512}`), on one NUMA node or the whole host. All that are
+        asked for, or none."""
+        body: Json = {"hugepages": dict(pages)} | ({"node": node} if node is not None else {})
+        answer: Json = self._transport.json("PATCH", "/v1/host", body=body, timeout_s=_DOCTOR_S)
+        return answer
+
     def doctor(self) -> list[Json]:
         """Findings: {"name", "verdict", "detail", "repair", "fixable"}."""
         findings: list[Json] = self._transport.json("GET", "/v1/doctor", timeout_s=_DOCTOR_S)["findings"]

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from pydantic import ValidationError
 
 from innkeeper.control.lifecycle import is_active
-from innkeeper.control.placement import Claim, memory_needed
+from innkeeper.control.numa import Promise
+from innkeeper.control.placement import Claim, memory_needed, promise_of
 from innkeeper.errors import SpecError
 from innkeeper.spec.host import HostRecord
 from innkeeper.spec.image import ImageRecord
-from innkeeper.spec.instance import InstanceSpec, Machine, Memory
+from innkeeper.spec.instance import InstanceSpec, Machine
+from innkeeper.spec.numa import GuestNuma, NodeShare
 from innkeeper.store.view import InstanceView
 from innkeeper.units import format_size
 
@@ -34,6 +36,26 @@ def open_claims(
     ]
 
 
+def node_promises(
+    instances: Iterable[InstanceView], hosts: Sequence[HostRecord], *, but: str = ""
+) -> dict[str, list[Promise]]:
+    """What each host gave its active instances of its NUMA nodes. Of one that was placed before its host's
+    nodes were known: as much of each."""
+    facts = {host.name: host for host in hosts}
+    found: dict[str, list[Promise]] = {}
+    for view in instances:
+        host = facts.get(view.record.host)
+        if host is None or view.name == but or not is_active(view.record, view.status):
+            continue
+        spec, nodes = view.record.spec, host.facts.numa
+        shown = 0 < view.status.started_at < host.observed_at
+        shares = view.record.nodes or tuple(
+            NodeShare(node=node.id, memory_bytes=spec.memory.size // len(nodes)) for node in nodes
+        )
+        found.setdefault(host.name, []).extend(promise_of(share, spec, shown=shown) for share in shares)
+    return found
+
+
 def fitted_to_image(spec: InstanceSpec, image: ImageRecord) -> InstanceSpec:
     """The spec with the machine and the memory its image needs where none was asked for. Raises SpecError
     when another architecture, or less memory, was asked for."""
@@ -48,7 +70,17 @@ def fitted_to_image(spec: InstanceSpec, image: ImageRecord) -> InstanceSpec:
             hint=f"use --memory {format_size(least)} or more",
             details={"field": ["spec", "memory", "size"]},
         )
-    return spec.model_copy(update={"memory": Memory(size=least)})
+    page = spec.memory.page_bytes or 1
+    size = -(-least // page) * page
+    memory = spec.memory.model_copy(update={"size": size})
+    if isinstance(spec.numa, GuestNuma):
+        try:
+            spec.numa.check(spec.cpu.count, size)
+        except ValueError as error:
+            raise SpecError(
+                f"Image {image.name} needs {format_size(least)}, and {error}", hint="give memory.size, too"
+            ) from None
+    return spec.model_copy(update={"memory": memory})
 
 
 def _with_architecture(spec: InstanceSpec, image: ImageRecord) -> InstanceSpec:

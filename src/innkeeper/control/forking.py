@@ -13,7 +13,7 @@ from innkeeper.errors import BadRequest, NoCapacity, WrongState
 from innkeeper.spec.finding import Finding, asked, block, ok, warn
 from innkeeper.spec.host import HostRecord
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State, private_bytes
-from innkeeper.units import human_size
+from innkeeper.units import format_size, human_size
 
 # QEMU of a copy: private memory measured 20-45 MB under TCG.
 COPY_OVERHEAD_BYTES: Final = QEMU_OVERHEAD_BYTES // 2
@@ -44,7 +44,11 @@ def room(parent: InstanceRecord, count: int, hosts: Sequence[HostRecord]) -> Ite
     host = next((one for one in hosts if one.name == parent.host), None)
     if host is None:
         return
-    each = private_bytes(parent.spec.memory.size) + COPY_OVERHEAD_BYTES
+    memory = parent.spec.memory
+    if memory.hugepages:
+        yield huge_room(parent, count, host)
+    ram = 0 if memory.hugepages else private_bytes(memory.size)
+    each = ram + COPY_OVERHEAD_BYTES
     available = host.facts.memory_available_bytes
     copies = f"{count} fork{'s' if count > 1 else ''}"
     said = (
@@ -84,3 +88,22 @@ def with_cpus(spec: InstanceSpec, wanted: int | None) -> InstanceSpec:
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise BadRequest(f"The copies cannot have {wanted} vCPUs: {said}") from error
+
+
+def huge_room(parent: InstanceRecord, count: int, host: HostRecord) -> Finding:
+    """Each copy has all of its huge pages promised, and so has the process the parent goes on in: the kernel
+    ends a guest that writes to one which is not there."""
+    page = parent.spec.memory.page_bytes
+    each = parent.spec.memory.size // page
+    pools = [pool for node in host.facts.numa for pool in node.hugepages if pool.page_bytes == page]
+    free = sum(pool.free - pool.reserved for pool in pools)
+    needed = each * (count + 1)
+    copies = f"{count} fork{'s' if count > 1 else ''}"
+    said = (
+        f"{copies} of {parent.name} need {needed} huge pages of {format_size(page)} ({each} each, and "
+        f"as many for {parent.name} itself), {free} are free on {host.name}"
+    )
+    if needed > free:
+        hint = f"{needed - free} are missing: inn host set hugepages.{format_size(page)}=N"
+        return block(NoCapacity(said, hint=hint, details={"missing": needed - free}))
+    return ok(said)

@@ -19,13 +19,11 @@ from typing import Final
 
 from innkeeper.errors import NoCapacity
 from innkeeper.spec.host import HostNode
-from innkeeper.spec.numa import NodeShare
-from innkeeper.units import MiB, format_size, human_size
+from innkeeper.spec.numa import PIECE_BYTES, NodeShare
+from innkeeper.units import format_size, human_size
 
 # All sets of nodes are looked at on hosts of up to so many; on larger ones those around each node.
 EXHAUSTIVE_NODES: Final = 8
-# RAM is divided among nodes in pieces of this: huge pages of 2 MiB stay whole.
-PIECE_BYTES: Final = 2 * MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +220,7 @@ def _refusal(demand: Demand, rooms: Sequence[_Room], ledger: _Ledger) -> NoCapac
     missing = demand.memory_bytes - left
     if page:
         pages = -(-missing // page)
-        hint = f"{pages} pages are missing: reserve them, or give it less memory"
+        hint = f"{pages} pages are missing: inn host set hugepages.{format_size(page)}=N, or less memory"
     else:
         hint = "stop other instances (inn list), or give it less memory"
     kind = "dedicated " if demand.dedicated and not page else ""

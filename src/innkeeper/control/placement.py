@@ -6,15 +6,18 @@ there, not in a log, why nothing fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
+from innkeeper.control.numa import Demand, Promise, choose, on_node
 from innkeeper.errors import NoCapacity, Unsupported
 from innkeeper.spec.accelerator import choose_accelerator
 from innkeeper.spec.architecture import EMULATED, missing_qemu
-from innkeeper.spec.host import HostFacts, HostRecord
+from innkeeper.spec.host import HostFacts, HostNode, HostRecord
 from innkeeper.spec.instance import InstanceSpec
+from innkeeper.spec.numa import GuestNuma, NodeShare, parse_cpu_list
 from innkeeper.units import MiB, human_size
 
 # What QEMU takes beside the guest's RAM: measured 32 MB private for an idle tiny guest, more with
@@ -41,6 +44,7 @@ class Placement:
     machine_type: str  # versioned
     accelerator: Literal["kvm", "tcg"]
     memory_bytes: int  # guest RAM and overhead
+    nodes: tuple[NodeShare, ...] = ()  # where on the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +57,26 @@ class Objection:
 
 
 def memory_needed(spec: InstanceSpec) -> int:
-    """Guest RAM and what QEMU needs beside it."""
-    return spec.memory.size + QEMU_OVERHEAD_BYTES + spec.memory.size // OVERHEAD_DIVISOR
+    """Guest RAM and what QEMU needs beside it; of the ordinary memory, in which no huge page is."""
+    return ordinary_ram(spec) + QEMU_OVERHEAD_BYTES + spec.memory.size // OVERHEAD_DIVISOR
+
+
+def ordinary_ram(spec: InstanceSpec) -> int:
+    return 0 if spec.memory.hugepages else spec.memory.size
 
 
 def place(
-    spec: InstanceSpec, hosts: Sequence[HostRecord], claims: Iterable[Claim], *, to_run: bool = True
+    spec: InstanceSpec,
+    hosts: Sequence[HostRecord],
+    claims: Iterable[Claim],
+    promises: Mapping[str, Sequence[Promise]] = MappingProxyType({}),
+    *,
+    to_run: bool = True,
 ) -> Placement:
     """The host with the most memory left of those that can run it; by name among equals.
 
-    With `to_run` it must fit into what is available now, otherwise only into the host as such.
+    With `to_run` it must fit into what is available now, otherwise only into the host as such. `promises`
+    has what each host gave its instances of its NUMA nodes.
     Raises NoCapacity when a host would do if it had room, Unsupported when none would.
     """
     promised: dict[str, int] = {}
@@ -70,9 +84,15 @@ def place(
         promised[claim.host] = promised.get(claim.host, 0) + claim.memory_bytes
     objections: dict[str, list[Objection]] = {}
     best: tuple[int, str, HostRecord] | None = None
+    shares: dict[str, tuple[NodeShare, ...]] = {}
     for host in hosts:
         left = host.facts.memory_available_bytes - promised.get(host.name, 0)
         against = [*_unsuited(spec, facts_for(spec, host.facts)), *_too_small(spec, host.facts, left, to_run)]
+        if to_run and not against:
+            try:
+                shares[host.name] = placed_on_nodes(spec, host.facts.numa, promises.get(host.name, ()))
+            except NoCapacity as error:
+                against.append(Objection(error.message, error.hint, capacity=True))
         if against:
             objections[host.name] = against
         elif best is None or (-left, host.name) < best[:2]:
@@ -86,6 +106,7 @@ def place(
         pinned_machine(spec.machine.type, facts) or spec.machine.type,
         choose_accelerator(spec.machine.accelerator, facts.kvm, facts.kvm_detail)[0],
         memory_needed(spec),
+        shares.get(chosen.name, ()),
     )
 
 
@@ -97,6 +118,35 @@ def facts_for(spec: InstanceSpec, facts: HostFacts) -> HostFacts:
     own = foreign.model_dump() if foreign else {"qemu": ""}
     emulated = {"kvm": "missing", "kvm_detail": EMULATED, "kvm_repair": ""}
     return facts.model_copy(update={**own, **emulated})
+
+
+def placed_on_nodes(
+    spec: InstanceSpec, nodes: Sequence[HostNode], promises: Sequence[Promise]
+) -> tuple[NodeShare, ...]:
+    """Its shares of the host's NUMA nodes: of each of the guest's nodes, where the spec lists those. Raises
+    NoCapacity."""
+    if not nodes:
+        return ()
+    memory = spec.memory
+    if not isinstance(spec.numa, GuestNuma):
+        return choose(
+            Demand(spec.cpu.count, memory.size, memory.page_bytes, memory.dedicated), nodes, promises
+        )
+    found: list[NodeShare] = []
+    for number, guest in enumerate(spec.numa.nodes):
+        demand = Demand(len(parse_cpu_list(guest.cpus)), guest.memory, memory.page_bytes, memory.dedicated)
+        known = [*promises, *(promise_of(share, spec, shown=False) for share in found)]
+        if guest.host_node is not None:
+            made: tuple[NodeShare, ...] = (on_node(demand, guest.host_node, nodes, known),)
+        else:
+            made = choose(demand, nodes, known)
+        found += [share.model_copy(update={"guest": number}) for share in made]
+    return tuple(found)
+
+
+def promise_of(share: NodeShare, spec: InstanceSpec, *, shown: bool) -> Promise:
+    memory = spec.memory
+    return Promise(share.node, share.cpus, share.memory_bytes, memory.page_bytes, memory.dedicated, shown)
 
 
 def pinned_machine(wanted: str, facts: HostFacts) -> str | None:
@@ -149,7 +199,8 @@ def _too_small(spec: InstanceSpec, facts: HostFacts, left: int, to_run: bool) ->
     """What it lacks in room: as such, or now."""
     needed = memory_needed(spec)
     against: list[Objection] = []
-    parts = f"{human_size(spec.memory.size)} for the guest, {human_size(needed - spec.memory.size)} for QEMU"
+    ram = ordinary_ram(spec)
+    parts = f"{human_size(ram)} for the guest, {human_size(needed - ram)} for QEMU"
     if needed > facts.memory_bytes:
         against.append(
             Objection(

@@ -55,6 +55,10 @@ class LocalHost:
     def memory_available_bytes(self) -> int:
         return sysfs.meminfo(self._root).get("MemAvailable", 0)
 
+    def hugepages_free(self, page_bytes: int) -> int:
+        pools = sysfs.hugepage_pools(self._root / "sys/kernel/mm/hugepages")
+        return sum(pool.free - pool.reserved for pool in pools if pool.page_bytes == page_bytes)
+
     def numa(self) -> tuple[HostNode, ...]:
         """The NUMA nodes with what is free on them now."""
         return tuple(_node(one) for one in sysfs.numa_nodes(self._root))

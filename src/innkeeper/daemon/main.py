@@ -30,6 +30,7 @@ from innkeeper.api.deps import ApiDeps
 from innkeeper.clock import SystemClock
 from innkeeper.daemon.doctor import Doctor
 from innkeeper.daemon.host import LEASE_TTL_S, LocalHost, keep_record
+from innkeeper.daemon.hugepages import HugePagePools
 from innkeeper.daemon.images import Images
 from innkeeper.daemon.state import prepare
 from innkeeper.drivers.run import SystemRunner
@@ -97,6 +98,8 @@ async def _serve(paths: Paths, options: Options) -> None:
         stack.push_async_callback(snapshots.close)
         sampler = Sampler(ctx)
         stack.push_async_callback(sampler.close)
+        pools = HugePagePools(host, paths.state)
+        await pools.restore()
         lease = await store.lease_grant(LEASE_TTL_S)
         await repo.put_host(host.record(clock.time()), lease=lease)
         await reconciler.load(records, revision)
@@ -120,6 +123,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             mode="system" if os.geteuid() == 0 else "session",
             started_at=clock.time(),
             look_again=look_again,
+            hugepages=pools,
         )
         for work in (
             reconciler.run(),

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from innkeeper.drivers.run import Owner
 from innkeeper.engine.inspection import Inspection
+from innkeeper.engine.memory import MAIN_RAM, PLAIN_MEMORY, MemoryPlan, Ram, RamPlan
 from innkeeper.paths import RuntimeFiles
 
 DiskFormat = Literal["raw", "qcow2"]
@@ -77,6 +78,7 @@ class LaunchPlan:
     cpu_model: str
     cpus: int  # present, or of one that runs: when last looked at (agent/devices.py)
     memory_bytes: int
+    memory: MemoryPlan = PLAIN_MEMORY
     disks: tuple[DiskPlan, ...] = ()
     nics: tuple[NicPlan, ...] = ()
     kernel: KernelPlan | None = None
@@ -98,13 +100,22 @@ class LaunchPlan:
     console_log: Path = Path("console.log")
     qemu_log: Path = Path("qemu.log")
 
+    @property
+    def backends(self) -> tuple[RamPlan, ...]:
+        """Every piece of its RAM."""
+        return self.memory.ram or (RamPlan(MAIN_RAM, self.memory_bytes),)
+
+    @property
+    def ram_bytes(self) -> int:
+        return sum(piece.size_bytes for piece in self.backends)
+
 
 @dataclass(frozen=True)
 class Moment:
     """A VM frozen in time, from which copies can be started: its RAM, which nobody writes any more, and
     its device state. Disks are the caller's: a copy must get layers over those of that moment."""
 
-    ram: int  # descriptor of the memory file; the holder closes it
+    ram: Ram  # the holder closes it
     state: Path
 
 
@@ -236,8 +247,8 @@ class Machine(Protocol):
     def ram_used_bytes(self) -> int:
         """At most so much of its RAM has something in it."""
 
-    def share_ram(self) -> int:
-        """A new descriptor of its RAM, for a Moment; the caller's to close."""
+    def share_ram(self) -> Ram:
+        """New descriptors of its RAM, for a Moment; the caller's to close."""
 
     async def freeze(self, state: Path) -> None:
         """Halt the VM and write its device state. Its network connections are held, its disks inactive;

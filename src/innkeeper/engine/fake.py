@@ -27,6 +27,7 @@ from innkeeper.engine.base import (
     VcpuSlot,
 )
 from innkeeper.engine.inspection import Inspection
+from innkeeper.engine.memory import Ram
 from innkeeper.errors import EngineError
 from innkeeper.paths import RuntimeFiles
 
@@ -149,12 +150,13 @@ class FakeMachine:
     def ram_used_bytes(self) -> int:
         return len(self.memory)
 
-    def share_ram(self) -> int:
-        """What the guest "remembers", in a memory file of the size of its RAM."""
-        fd = os.memfd_create("fake-ram")
-        os.ftruncate(fd, self.plan.memory_bytes)
-        os.pwrite(fd, self.memory, 0)
-        return fd
+    def share_ram(self) -> Ram:
+        """What the guest "remembers", in memory files of the size of its RAM."""
+        parts = {piece.id: os.memfd_create("fake-ram") for piece in self.plan.backends}
+        for piece in self.plan.backends:
+            os.ftruncate(parts[piece.id], piece.size_bytes)
+        os.pwrite(parts[self.plan.backends[0].id], self.memory, 0)
+        return Ram(parts)
 
     async def freeze(self, state: Path) -> None:
         await self._answer("freeze")
@@ -172,7 +174,7 @@ class FakeMachine:
             present = set(json.loads(moment.state.read_text())["vcpus"])
             assert present == self.present, "restored into a VM with other devices"
         self.state = RunState.PAUSED if paused else RunState.RUNNING
-        self.memory = os.pread(moment.ram, 4096, 0).rstrip(b"\0")
+        self.memory = os.pread(moment.ram.parts[self.plan.backends[0].id], 4096, 0).rstrip(b"\0")
         if self.engine.opens_agent:
             self.emit(EventKind.AGENT_OPENED)
 

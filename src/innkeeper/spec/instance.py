@@ -12,7 +12,9 @@ from pydantic import Field, field_validator, model_validator
 from innkeeper.spec.architecture import DEFAULT_MACHINES, Architecture
 from innkeeper.spec.base import Model, Name, Size, worded
 from innkeeper.spec.cpu import Cpu, CpuUpdate
-from innkeeper.units import GiB, KiB, MiB
+from innkeeper.spec.memory import Memory
+from innkeeper.spec.numa import GuestNuma, NodeShare
+from innkeeper.units import KiB, MiB
 
 MAX_DISKS: Final = 24
 MAX_NETWORKS: Final = 8
@@ -23,17 +25,6 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 DiskBus = Literal["virtio", "scsi", "sata", "ide"]
 NicModel = Literal["virtio", "e1000", "e1000e", "rtl8139"]
 BootDevice = Literal["disk", "cdrom", "network"]
-
-
-class Memory(Model):
-    size: Size = Field(default=256 * MiB, description="Guest RAM.")
-
-    @field_validator("size")
-    @classmethod
-    def _sensible(cls, value: int) -> int:
-        if value < 16 * MiB or value > 16 * 1024 * GiB or value % MiB:
-            raise ValueError("memory is a whole number of MiB, at least 16MiB")
-        return value
 
 
 class Machine(Model):
@@ -176,6 +167,11 @@ class InstanceSpec(Model):
     image: str = Field(default="", description="Name of an image (`inn image list`).")
     cpu: Cpu = Cpu()
     memory: Memory = Memory()
+    numa: Literal["none", "auto"] | GuestNuma = Field(
+        default="none",
+        description="`none`: the guest sees one node; `auto`: as many as it takes of the host; or `nodes`, "
+        "each with its cpus, memory, distances and host_node.",
+    )
     machine: Machine = Machine()
     boot: Boot = Boot()
     disks: tuple[Disk, ...] = Field(default=(), max_length=MAX_DISKS)
@@ -201,6 +197,8 @@ class InstanceSpec(Model):
         forwards = [(f.protocol, f.address, f.host) for net in self.networks for f in net.forward]
         if len(set(forwards)) != len(forwards):
             raise ValueError("a host port is forwarded twice")
+        if isinstance(self.numa, GuestNuma):
+            self.numa.check(self.cpu.count, self.memory.size, self.cpu.reserved(hotplug=False))
         if self.machine.type.startswith("microvm") and self.machine.firmware == "uefi":
             raise ValueError("a microvm has no UEFI firmware here; use q35")
         foreign = self.machine.architecture != "x86_64"
@@ -304,6 +302,7 @@ class InstanceRecord(Model):
     created_at: float
     host: str = Field(description="The host the placement chose.")
     image_id: str = Field(default="", description="Content address of the image it was created from.")
+    nodes: tuple[NodeShare, ...] = Field(default=(), description="Where on the host it was placed.")
     spec: InstanceSpec
     wanted: Wanted
     fork: ForkOrigin | None = None

@@ -12,6 +12,8 @@ from innkeeper.units import MiB
 # QEMU has room for so many (include/sysemu/numa.h, MAX_NODES); a guest of ours never needs more.
 MAX_GUEST_NODES: Final = 64
 # Distances are one byte; 10 is a node to itself, 255 means unreachable (ACPI 6.4, 5.2.17, SLIT).
+# RAM is divided among nodes in pieces of this: huge pages of 2 MiB stay whole.
+PIECE_BYTES: Final = 2 * MiB
 LOCAL_DISTANCE: Final = 10
 FAR_DISTANCE: Final = 20
 MAX_DISTANCE: Final = 254
@@ -90,17 +92,15 @@ class GuestNuma(Model):
                     f"{MAX_DISTANCE}, not {distance}"
                 )
 
-    def check(self, cpus: int, memory_bytes: int) -> None:
-        """Whether it is the topology of a guest with so much. Raises ValueError."""
+    def check(self, cpus: int, memory_bytes: int, cpus_max: int = 0) -> None:
+        """Whether it is the topology of a guest with so much, and up to `cpus_max` vCPUs. Raises
+        ValueError."""
         named = sorted(cpu for node in self.nodes for cpu in parse_cpu_list(node.cpus))
-        if named != list(range(cpus)):
-            missing = sorted(set(range(cpus)) - set(named))
-            what = (
-                f"vCPU {missing[0]} is on no NUMA node"
-                if missing
-                else f"there is no vCPU {named[-1]}: the guest has {cpus}, from 0"
-            )
-            raise ValueError(what)
+        missing = sorted(set(range(cpus)) - set(named))
+        if missing:
+            raise ValueError(f"vCPU {missing[0]} is on no NUMA node")
+        if named[-1] >= max(cpus, cpus_max):
+            raise ValueError(f"there is no vCPU {named[-1]}: the guest has {max(cpus, cpus_max)}, from 0")
         total = sum(node.memory for node in self.nodes)
         if total != memory_bytes:
             raise ValueError(
@@ -119,5 +119,6 @@ class NodeShare(Model):
     """What of an instance lies on one node of its host."""
 
     node: int
+    guest: int = Field(default=0, description="Of which of the guest's nodes, where the spec lists them.")
     cpus: int = Field(default=0, description="How many of its vCPUs.")
     memory_bytes: int = Field(default=0, description="How much of its RAM.")

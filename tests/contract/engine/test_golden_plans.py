@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,13 @@ import pytest
 from engine_harness import QemuBench
 
 from helpers import run
+from innkeeper.drivers import hugepages
+from innkeeper.drivers.inherit import lockable_bytes
 from innkeeper.drivers.run import which
 from innkeeper.engine.base import DiskPlan, FirmwarePlan, KernelPlan, LaunchPlan, Layer, NicPlan, RunState
+from innkeeper.engine.memory import Ram
 from innkeeper.engine.qemu.wiring import Descriptors
+from innkeeper.errors import Unsupported
 from vms.daemon import short_directory
 
 pytestmark = pytest.mark.vm
@@ -36,6 +42,9 @@ PLANS = _recorded()
 
 @pytest.mark.parametrize("name", PLANS)
 def test_qemu_takes_the_plan(name: str) -> None:
+    if PLANS[name].memory.locked and lockable_bytes() is not None:
+        pytest.skip("needs the right to lock memory")
+
     async def scenario() -> None:
         bench = QemuBench(short_directory())
         try:
@@ -48,7 +57,26 @@ def test_qemu_takes_the_plan(name: str) -> None:
         finally:
             await bench.close()
 
-    run(scenario())
+    with _pages_for(PLANS[name]):
+        run(scenario())
+
+
+@contextlib.contextmanager
+def _pages_for(plan: LaunchPlan) -> Iterator[None]:
+    """Huge pages for 64 MiB of RAM, as long as it takes."""
+    if not plan.memory.page_bytes:
+        yield
+        return
+    pool = hugepages.pool(plan.memory.page_bytes)
+    before = pool.total
+    try:
+        hugepages.resize(pool, before + (64 << 20) // plan.memory.page_bytes, 1 << 30)
+    except Unsupported:
+        pytest.skip("only root may reserve huge pages")
+    try:
+        yield
+    finally:
+        hugepages.resize(pool, before, 0)
 
 
 def _with_real_files(plan: LaunchPlan, bench: QemuBench) -> LaunchPlan:
@@ -73,7 +101,7 @@ def _with_real_files(plan: LaunchPlan, bench: QemuBench) -> LaunchPlan:
         nics=tuple(_free_ports(nic) for nic in plan.nics),
         kernel=kernel,
         firmware=firmware,
-        memory_bytes=64 << 20,
+        memory_bytes=plan.memory_bytes if plan.memory.ram else 64 << 20,
         console_log=made.console_log,
         qemu_log=made.qemu_log,
         vnc=plan.vnc if plan.vnc in ("", "socket") else f"127.0.0.1:{_free_port(5900)}",
@@ -136,7 +164,7 @@ def test_nothing_is_opened_that_is_not_closed(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         before = len(os.listdir("/proc/self/fd"))
-        with Descriptors(ram=0) as wiring:
+        with Descriptors(Ram()) as wiring:
             wiring.image(_blank(tmp_path / "a"), writable=True)
             wiring.readable(_some_kernel(tmp_path))
             wiring.listener(tmp_path / "s")

@@ -139,7 +139,11 @@ def promotable(ctx: Context, record: InstanceRecord, running: Running) -> bool:
     that: its forks have started, and there is memory for the copy twice over."""
     if not (running.forked and running.plan and running.machine.ram_private):
         return False
-    return not ctx.moments.has(record.uid) and ctx.host.memory_available_bytes() > 2 * record.spec.memory.size
+    if ctx.moments.has(record.uid):
+        return False
+    if page := running.plan.memory.page_bytes:
+        return ctx.host.hugepages_free(page) * page >= running.plan.ram_bytes
+    return ctx.host.memory_available_bytes() > 2 * running.plan.ram_bytes
 
 
 async def promote(ctx: Context, record: InstanceRecord) -> None:

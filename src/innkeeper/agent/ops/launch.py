@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from innkeeper.agent import memorycheck
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import expects_agent, image_of
 from innkeeper.agent.ops.pinning import pin
@@ -16,6 +17,7 @@ from innkeeper.engine.base import LaunchPlan, Machine, Moment
 from innkeeper.errors import EngineError, NoCapacity, StartFailed
 from innkeeper.guest.agent import GuestAgent
 from innkeeper.spec.accelerator import choose_accelerator
+from innkeeper.spec.finding import refuse
 from innkeeper.spec.instance import InstanceRecord, State
 from innkeeper.telemetry.tail import last_lines
 from innkeeper.units import MiB, human_size
@@ -121,9 +123,10 @@ def admit(ctx: Context, record: InstanceRecord, ram_bytes: int) -> None:
     """Refuse before anything is started what could not run: QEMU would die, or the host swap.
 
     `ram_bytes` is what the guest will take of the host: all of its RAM, or what a fork is reckoned to
-    write of it.
+    write of it. Huge pages are promised to each process whole.
     """
-    needed = ram_bytes + QEMU_OVERHEAD_BYTES
+    refuse(memorycheck.of_start(record.spec.memory, ctx.host))
+    needed = QEMU_OVERHEAD_BYTES + (0 if record.spec.memory.hugepages else ram_bytes)
     available = ctx.host.memory_available_bytes()
     if needed + MEMORY_RESERVE_BYTES > available:
         raise NoCapacity(

@@ -60,7 +60,7 @@ async def take(ctx: Context, snapshot: SnapshotRecord) -> None:
         marks = await asyncio.to_thread(saved.marks, files)
         changes: dict[str, Any] = {
             "pause_ms": taken.pause_ms,
-            "ram_bytes": taken.plan.memory_bytes if memory and taken.plan else 0,
+            "ram_bytes": taken.plan.ram_bytes if memory and taken.plan else 0,
             "consistent": memory or not quiesce or taken.quiesced,
             "note": NOT_FROZEN if quiesce and not taken.quiesced else "",
         }
@@ -111,20 +111,24 @@ async def _write_small(ctx: Context, snapshot: SnapshotRecord, taken: Taken) -> 
 async def _write_ram(ctx: Context, snapshot: SnapshotRecord, taken: Taken) -> None:
     """In a thread; how far it is shows in the record."""
     assert taken.machine is not None
-    path = ctx.paths.snapshot(snapshot.id).ram(compressed=snapshot.compress)
-    total, seen, given_up = ramfile.data_bytes(taken.machine.ram), 0, threading.Event()
+    parts = taken.machine.ram.parts
+    pieces = list(saved.ram_files(ctx.paths.snapshot(snapshot.id), parts, compressed=snapshot.compress))
+    total, seen, given_up = sum(ramfile.data_bytes(fd) for fd in parts.values()), 0, threading.Event()
 
-    def progress(done: int) -> None:
-        nonlocal seen
-        seen = done
-        if given_up.is_set():
-            raise Failed("given up")
+    def write_all() -> None:
+        before = 0
+        for fd, path in pieces:
 
-    work = asyncio.ensure_future(
-        asyncio.to_thread(
-            ramfile.save, taken.machine.ram, path, compress=snapshot.compress, progress=progress
-        )
-    )
+            def progress(done: int, before: int = before) -> None:
+                nonlocal seen
+                seen = before + done
+                if given_up.is_set():
+                    raise Failed("given up")
+
+            ramfile.save(fd, path, compress=snapshot.compress, progress=progress)
+            before += ramfile.data_bytes(fd)
+
+    work = asyncio.ensure_future(asyncio.to_thread(write_all))
     try:
         while not (await asyncio.wait([work], timeout=PROGRESS_INTERVAL_S))[0]:
             far = {"written_bytes": seen, "total_bytes": total}

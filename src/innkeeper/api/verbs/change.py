@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from innkeeper.errors import WrongState
-from innkeeper.spec.instance import InstanceRecord
+from innkeeper.spec.instance import InstanceRecord, InstanceStatus
+from innkeeper.spec.numa import NodeShare
 from innkeeper.store.repo import Repo
 from innkeeper.store.settle import Limit
 from innkeeper.store.view import InstanceView
@@ -33,6 +35,19 @@ def raised(record: InstanceRecord, **wanted: Any) -> InstanceRecord:
         "generation": record.wanted.generation + 1,
     }
     return record.model_copy(update={"wanted": record.wanted.model_copy(update=update)})
+
+
+Change = Callable[[InstanceRecord, InstanceStatus], InstanceRecord | None]
+
+
+def placed(make: Change, nodes: tuple[NodeShare, ...]) -> Change:
+    """The change, with the NUMA nodes that admission chose."""
+
+    def changed(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord | None:
+        after = make(record, status)
+        return after and after.model_copy(update={"nodes": nodes})
+
+    return changed
 
 
 def refuse_removed(record: InstanceRecord) -> None:

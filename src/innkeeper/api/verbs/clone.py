@@ -45,8 +45,8 @@ async def clone(
     change.refuse_removed(parent.record)
     refuse(forking.state(parent.record, parent.status, boots=True))
     record = _record(parent.record, clock.time(), options)
-    async with admission.turn(record.spec, host=record.host, to_run=options.start):
-        (view,) = await repo.create_instances([record])
+    async with admission.turn(record.spec, host=record.host, to_run=options.start) as placement:
+        (view,) = await repo.create_instances([record.model_copy(update={"nodes": placement.nodes})])
     try:
         view = await change.settled(repo, view, deadline.left_s)
         if options.start and options.until == "ready":

@@ -101,6 +101,7 @@ async def _accepted(
                 uid=str(uuid.uuid4()),
                 created_at=clock.time(),
                 host=placement.host,
+                nodes=placement.nodes,
                 image_id=image.id if image else "",
                 spec=fitted.model_copy(update={"machine": machine}),
                 wanted=Wanted(

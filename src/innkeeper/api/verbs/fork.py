@@ -142,6 +142,7 @@ def record_of_copy(
         uid=str(uuid.uuid4()),
         created_at=now,
         host=parent.host,
+        nodes=parent.nodes,
         image_id=parent.image_id,
         spec=forking.with_cpus(spec_of_copy(parent.spec), options.cpus),
         wanted=Wanted(

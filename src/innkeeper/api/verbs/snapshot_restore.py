@@ -112,8 +112,8 @@ async def _in_place(
     name = view.record.name
     if is_active(view.record, view.status) or snapshot.kind != "memory":
         return await repo.change_instance(name, reverted)
-    async with admission.turn(snapshot.spec, but=name, host=view.record.host):
-        return await repo.change_instance(name, reverted)
+    async with admission.turn(snapshot.spec, but=name, host=view.record.host) as placement:
+        return await repo.change_instance(name, change.placed(reverted, placement.nodes))
 
 
 async def _into_new(
@@ -137,5 +137,5 @@ async def _into_new(
             durable=True,
         ),
     )
-    async with admission.turn(spec, host=snapshot.host):
-        return await repo.create_instance(record)
+    async with admission.turn(spec, host=snapshot.host) as placement:
+        return await repo.create_instance(record.model_copy(update={"nodes": placement.nodes}))

@@ -33,8 +33,8 @@ async def start(
         view = await repo.change_instance(name, switched_on)
     else:
         record = before.record
-        async with admission.turn(record.spec, but=name, host=record.host):
-            view = await repo.change_instance(name, switched_on)
+        async with admission.turn(record.spec, but=name, host=record.host) as placement:
+            view = await repo.change_instance(name, change.placed(switched_on, placement.nodes))
     view = await change.settled(repo, view, deadline)
     return await wait(repo, name, "ready", timeout_s=deadline) if until == "ready" else view
 

@@ -10,20 +10,25 @@ import click
 from innkeeper.cli.app import App
 from innkeeper.cli.command import CONTEXT, LazyGroup, Table, verb
 from innkeeper.cli.output import print_json, print_pairs, print_table
-from innkeeper.units import format_size, human_size
+from innkeeper.cli.specargs import pairs
+from innkeeper.errors import BadRequest
+from innkeeper.units import format_size, human_size, parse_size
 
 
 class HostGroup(LazyGroup):
-    table: ClassVar[Table] = {"show": ("host", "Show CPUs, memory, accelerator and QEMU.")}
+    table: ClassVar[Table] = {
+        "show": ("host", "Show CPUs, memory, NUMA nodes, accelerator and QEMU."),
+        "set": ("host", "Reserve huge pages."),
+    }
     examples = """
 inn host show
-inn host show --json
+inn host set hugepages.2MiB=512
 """
 
 
 @click.group("host", cls=HostGroup, context_settings=CONTEXT)
 def host() -> None:
-    """Show what this host has."""
+    """Show what this host has, and set what it keeps for VMs."""
 
 
 @verb(
@@ -53,6 +58,46 @@ def show(app: App) -> None:
             ("NODE", "CPUS", "MEMORY", "FREE", "AVAILABLE", "HUGE PAGES (FREE)", "DISTANCES"),
             [_node(node) for node in facts["numa"]],
         )
+
+
+@verb(
+    "set",
+    synopsis="inn host set hugepages.SIZE=PAGES... [--node NODE] [--json]",
+    examples="""
+inn host set hugepages.2MiB=512                    1 GiB for VMs with memory.hugepages=2MiB
+inn host set hugepages.2MiB=256 --node 1           on one NUMA node
+inn host set hugepages.2MiB=0                      give them back
+""",
+    exit_status={4: "Not so many can be reserved, and nothing was changed; or fewer are in use."},
+)
+@click.argument("settings", metavar="hugepages.SIZE=PAGES...", nargs=-1, required=True)
+@click.option("--node", type=int, metavar="NODE", help="On this NUMA node; default: on all, evenly.")
+def set_(app: App, settings: tuple[str, ...], node: int | None) -> None:
+    """Reserve huge pages for VMs, or give them back.
+
+    What the kernel really reserved is read back: if it found fewer than asked for, the pool is put back as
+    it was, and the error says how many are missing. After a boot of the host the daemon reserves them again.
+    """
+    record = app.client.host.set_hugepages(_pools(settings), node=node)
+    if app.json:
+        print_json(record)
+        return
+    for one in record["facts"]["numa"]:
+        for pool in one.get("hugepages", ()):
+            print(f"node {one['id']}: {pool['total']} x {format_size(pool['page_bytes'])}")
+
+
+def _pools(settings: tuple[str, ...]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for key, value in pairs(settings, "setting").items():
+        kind, _, size = key.partition(".")
+        if kind != "hugepages" or not size:
+            raise BadRequest(f"No such setting of a host: {key}", hint="use hugepages.2MiB or hugepages.1GiB")
+        parse_size(size)
+        if not (value.isascii() and value.isdigit()):
+            raise BadRequest(f"Not a number of pages: {value!r}", hint=f"write it {key}=512")
+        found[size] = int(value)
+    return found
 
 
 def _node(node: dict[str, Any]) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -73,6 +74,7 @@ def _print(data: dict[str, Any]) -> None:
             ("cpus", _cpus(spec.get("cpu") or {}, status)),
             ("pinned", ", ".join(_pins(spec.get("cpu") or {}))),
             ("memory", human_size(memory) if isinstance(memory, int) else memory),
+            ("host nodes", _nodes(data.get("nodes") or ())),
             ("addresses", ", ".join(data.get("addresses") or ())),
             ("forwards", ", ".join(_forwards(spec))),
             ("disks", ", ".join(_disk(item) for item in spec.get("disks") or ())),
@@ -118,6 +120,13 @@ def _state(data: dict[str, Any], status: dict[str, Any]) -> str:
 
 def _with_reason(value: Any, reason: Any) -> str:
     return f"{value} ({reason})" if value and reason else str(value or "")
+
+
+def _nodes(shares: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{share['node']} ({share.get('cpus', 0)} vCPUs, {human_size(share.get('memory_bytes', 0))})"
+        for share in shares
+    )
 
 
 def _forwards(spec: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ All functions block; call them in a thread.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -81,7 +82,11 @@ def load(path: Path, ram: int, *, compressed: bool) -> None:
             return
         if os.fstat(fd).st_size != os.fstat(ram).st_size:
             raise Failed(f"{path} is damaged: its size is not that of the guest's RAM")
+        mapped = _mapping(ram)
         for start, length in extents(fd):
+            if mapped is not None:
+                _read_into(path, fd, mapped, start, length)
+                continue
             os.lseek(ram, start, os.SEEK_SET)
             done = 0
             while done < length:
@@ -93,6 +98,25 @@ def load(path: Path, ram: int, *, compressed: bool) -> None:
         raise Failed(f"{path} cannot be read: {error.strerror}") from error
     finally:
         os.close(fd)
+
+
+def _mapping(ram: int) -> mmap.mmap | None:
+    """Memory of huge pages can be read and mapped, and not written (hugetlbfs has no write)."""
+    huge = os.fstat(ram).st_blksize > mmap.PAGESIZE
+    return mmap.mmap(ram, os.fstat(ram).st_size) if huge else None
+
+
+def _read_into(path: Path, fd: int, mapped: mmap.mmap, start: int, length: int) -> None:
+    view = memoryview(mapped)
+    try:
+        done = 0
+        while done < length:
+            count = os.preadv(fd, [view[start + done : start + length]], start + done)
+            if count == 0:
+                raise Failed(f"{path} is truncated")
+            done += count
+    finally:
+        view.release()
 
 
 def _pieces(ram: int, progress: Progress) -> Iterator[tuple[int, bytes]]:
@@ -149,6 +173,7 @@ def _load_compressed(path: Path, fd: int, ram: int) -> None:
             f"{path} is compressed, and the Python package zstandard is missing", hint="install it"
         ) from error
     decompressor = ZstdDecompressor()
+    mapped = _mapping(ram)
     with os.fdopen(os.dup(fd), "rb", buffering=PIECE_BYTES) as file:
         while True:
             head = file.read(_HEAD.size)
@@ -165,4 +190,7 @@ def _load_compressed(path: Path, fd: int, ram: int) -> None:
                 raise Failed(f"{path} is damaged: {error}") from None
             if len(data) != length:
                 raise Failed(f"{path} is damaged")
-            _pwrite(ram, memoryview(data), offset)
+            if mapped is not None:
+                mapped[offset : offset + length] = data
+            else:
+                _pwrite(ram, memoryview(data), offset)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from innkeeper.engine.base import DiskPlan, LaunchPlan, NicPlan
+from innkeeper.engine.memory import RamPlan
+from innkeeper.engine.qemu.memory_argv import machine_option, memory_options, numa_members
 from innkeeper.paths import RuntimeFiles
-from innkeeper.units import MiB
 
 AGENT_PORT: Final = "org.qemu.guest_agent.0"
 # QEMU drops these system calls; `obsolete` etc. as in its own recommendation (qemu -sandbox help).
@@ -47,7 +48,7 @@ class Wiring(Protocol):
 
     def log(self, path: Path) -> str: ...
 
-    def ram(self, size_bytes: int, *, private: bool) -> dict[str, Any]:
+    def ram(self, piece: RamPlan, *, private: bool) -> dict[str, Any]:
         """Members of the memory backend object, without id and size."""
 
     def listener(self, path: Path) -> str:
@@ -72,8 +73,12 @@ class ByPath:
     def log(self, path: Path) -> str:
         return str(path).replace(",", ",,")
 
-    def ram(self, size_bytes: int, *, private: bool) -> dict[str, Any]:
-        return {"qom_type": "memory-backend-memfd", "share": True}
+    def __init__(self, page_bytes: int = 0) -> None:
+        self._page_bytes = page_bytes
+
+    def ram(self, piece: RamPlan, *, private: bool) -> dict[str, Any]:
+        huge = {"hugetlb": True, "hugetlbsize": self._page_bytes} if self._page_bytes else {}
+        return {"qom_type": "memory-backend-memfd", "share": True, **huge, **numa_members(piece)}
 
     def listener(self, path: Path) -> str:
         return "path=" + str(path).replace(",", ",,")
@@ -137,7 +142,7 @@ def _device(**members: Any) -> list[str]:
 
 
 def _machine(plan: LaunchPlan, wiring: Wiring) -> list[str]:
-    options = [plan.machine, "memory-backend=ram0", "usb=off"]
+    options = [plan.machine, *machine_option(plan), "usb=off"]
     if plan.architecture == "aarch64":
         options.append("gic-version=3")  # version 2 knows 8 CPUs
     argv: list[str] = []
@@ -161,13 +166,7 @@ def _machine(plan: LaunchPlan, wiring: Wiring) -> list[str]:
         *("-accel", accel),
         *("-cpu", plan.cpu_model),
         *("-smp", _smp(plan)),
-        *("-m", f"size={plan.memory_bytes // MiB}M"),
-        *(
-            "-object",
-            _json(
-                **wiring.ram(plan.memory_bytes, private=plan.ram_private), id="ram0", size=plan.memory_bytes
-            ),
-        ),
+        *memory_options(plan, wiring),
         # A guest that sleeps through a pause or a fork must not replay every missed tick.
         *("-rtc", "base=utc,driftfix=slew" if plan.accelerator == "kvm" else "base=utc"),
         *("-boot", "strict=on"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -12,6 +11,7 @@ from innkeeper.clock import Clock
 from innkeeper.drivers.network import user
 from innkeeper.drivers.run import Owner, Runner
 from innkeeper.engine.base import LaunchPlan, Machine, Moment
+from innkeeper.engine.memory import Ram
 from innkeeper.engine.qemu import ram
 from innkeeper.engine.qemu.argv import ByPath, build_argv
 from innkeeper.engine.qemu.handover import survivor
@@ -39,7 +39,7 @@ class QemuEngine:
         user.check_ports_free([forward for nic in plan.nics for forward in nic.forwards])
         closed = [nic for nic in plan.nics if nic.backend == "passt" and not nic.host_access]
         await user.check_udp_answers(self._runner, [forward for nic in closed for forward in nic.forwards])
-        memory = os.dup(moment.ram) if moment else ram.create(plan.memory_bytes)
+        memory = moment.ram.dup() if moment else ram.create(plan)
         return await self._spawn(plan, files, owner, memory)
 
     async def _spawn(
@@ -47,7 +47,7 @@ class QemuEngine:
         plan: LaunchPlan,
         files: RuntimeFiles,
         owner: Owner | None,
-        memory: int,
+        memory: Ram,
         links: Sequence[Link] | None = None,
     ) -> QemuMachine:
         return await spawn(self._runner, plan, files, owner, ram=memory, now=self._clock.time(), links=links)
@@ -59,7 +59,7 @@ class QemuEngine:
         both would read, and tear the frames apart."""
         assert isinstance(old, QemuMachine)
         await old.hold_links()
-        memory = os.dup(old.ram) if plan.ram_private else ram.create(plan.memory_bytes)
+        memory = old.ram.dup() if plan.ram_private else ram.create(plan)
         return await self._spawn(plan, files, owner, memory, old.links)
 
     def find_running(self) -> dict[str, list[int]]:
@@ -90,7 +90,9 @@ class QemuEngine:
     async def _reach(self, uid: str, pid: int, files: RuntimeFiles) -> QemuMachine:
         record = LaunchRecord.read(files.launch)
         links = links_of(pid, record.passt_pids)
-        machine = QemuMachine(Process(pid, child=False), Monitor(uid), record, files.qmp, ram=-1, links=links)
+        machine = QemuMachine(
+            Process(pid, child=False), Monitor(uid), record, files.qmp, ram=None, links=links
+        )
         with contextlib.suppress(EngineError):
             await machine.connect(ADOPT_DEADLINE_S)
         return machine
@@ -99,4 +101,4 @@ class QemuEngine:
         await Process(pid, child=False).end()
 
     def command_line(self, plan: LaunchPlan, files: RuntimeFiles) -> list[str]:
-        return build_argv(plan, files, ByPath())
+        return build_argv(plan, files, ByPath(plan.memory.page_bytes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from innkeeper.engine.base import (
     Counters,
     EventKind,
     Exit,
+    LaunchPlan,
     Machine,
     MachineEvent,
     Moment,
@@ -21,7 +21,8 @@ from innkeeper.engine.base import (
     ThreadIds,
     VcpuSlot,
 )
-from innkeeper.engine.qemu import commands, counters, ram, state, vcpus
+from innkeeper.engine.memory import Ram
+from innkeeper.engine.qemu import affinity, commands, counters, ram, state, vcpus
 from innkeeper.engine.qemu.inspection import QemuInspection
 from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link
@@ -44,7 +45,7 @@ class QemuMachine:
         record: LaunchRecord,
         socket: Path,
         *,
-        ram: int,
+        ram: Ram | None,
         links: Sequence[Link] = (),
     ) -> None:
         self._ram = ram  # ours; closed when the VM is gone or let go of
@@ -66,6 +67,10 @@ class QemuMachine:
         await self._monitor.connect(self._socket, deadline_s)
         self._pump = asyncio.create_task(self._run_pump())
         self.agent_open = await commands.agent_port_open(self._monitor)
+
+    async def hold_vcpus(self, plan: LaunchPlan) -> None:
+        """Its vCPUs on the host's CPUs that the plan names."""
+        await affinity.hold_vcpus(self._monitor, plan)
 
     @property
     def pid(self) -> int:
@@ -92,9 +97,9 @@ class QemuMachine:
         return self._record.ram_private
 
     @property
-    def ram(self) -> int:
-        """The descriptor of its RAM; duplicate it to keep it."""
-        if self._ram < 0:
+    def ram(self) -> Ram:
+        """Its RAM; duplicate it to keep it."""
+        if self._ram is None:
             self._ram = ram.of_process(self.pid)
         return self._ram
 
@@ -120,11 +125,10 @@ class QemuMachine:
 
     @property
     def ram_used_bytes(self) -> int:
-        info = os.fstat(self.ram)
-        return info.st_size if self.ram_private else info.st_blocks * 512
+        return self.ram.size_bytes if self.ram_private else self.ram.used_bytes
 
-    def share_ram(self) -> int:
-        return os.dup(self.ram)
+    def share_ram(self) -> Ram:
+        return self.ram.dup()
 
     async def freeze(self, state_file: Path) -> None:
         await self.hold_links()
@@ -242,9 +246,9 @@ class QemuMachine:
         """passt ends when the last end of its connection that is not its own is closed."""
         for link in self.links:
             link.close()
-        if self._ram >= 0:
-            os.close(self._ram)
-            self._ram = -1
+        if self._ram is not None:
+            self._ram.close()
+            self._ram = None
 
     async def _run_pump(self) -> None:
         """Translate QMP events until the connection ends."""

@@ -8,10 +8,13 @@ import shutil
 import time
 from collections.abc import Sequence
 
+from innkeeper.drivers.inherit import given
 from innkeeper.drivers.network import user
 from innkeeper.drivers.run import Owner, Runner
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan
+from innkeeper.engine.memory import Ram
+from innkeeper.engine.qemu.affinity import hold_process
 from innkeeper.engine.qemu.argv import build_argv
 from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link
@@ -30,7 +33,7 @@ async def spawn(
     files: RuntimeFiles,
     owner: Owner | None,
     *,
-    ram: int,
+    ram: Ram,
     now: float,
     links: Sequence[Link] | None = None,
 ) -> QemuMachine:
@@ -44,13 +47,14 @@ async def spawn(
         _make_runtime_dir(files, plan, owner)
         machine, helpers = _start(runner, plan, files, owner, ram, now, links)
     except BaseException:
-        os.close(ram)
+        ram.close()
         remove_runtime_dir(files)
         raise
     spawned = time.perf_counter()
     try:
         try:
             await machine.connect(CONNECT_DEADLINE_S)
+            await machine.hold_vcpus(plan)
         except EngineError as error:
             raise await _why_it_died(machine, plan, error) from error
         if any(helper.ended.is_set() for helper in helpers):
@@ -72,7 +76,7 @@ def _start(
     plan: LaunchPlan,
     files: RuntimeFiles,
     owner: Owner | None,
-    ram: int,
+    ram: Ram,
     now: float,
     links: Sequence[Link] | None,
 ) -> tuple[QemuMachine, list[Process]]:
@@ -97,17 +101,20 @@ def _start(
         record.write(files.launch)
         plan_file.save(files, plan)
         argv = build_argv(plan, files, wiring)
-        pid = runner.spawn(
-            [argv[0], *wiring.options(), *argv[1:]],
-            stdout=log,
-            stderr=log,
-            pass_fds=wiring.passed,
-            owner=owner,
-            cwd="/",
-            # A private view of a memory file has small pages in any case; what is left for huge ones are the
-            # stacks of its threads, of which each touches a few KiB: 6 MiB less of an idle copy.
-            huge_pages=not plan.ram_private,
-        )
+        with given(lock_memory=plan.memory.locked and not plan.ram_private):
+            pid = runner.spawn(
+                [argv[0], *wiring.options(), *argv[1:]],
+                stdout=log,
+                stderr=log,
+                pass_fds=wiring.passed,
+                owner=owner,
+                cwd="/",
+                # A private view of a memory file has small pages in any case; what is left for huge ones are
+                # the stacks of its threads, of which each touches a few KiB: 6 MiB less of an idle copy.
+                huge_pages=plan.memory.thp == "always"
+                or (plan.memory.thp == "auto" and not plan.ram_private),
+            )
+    hold_process(pid, plan)
     process = Process(pid, child=True)
     return QemuMachine(process, Monitor(plan.name), record, files.qmp, ram=ram, links=own_links), helpers
 

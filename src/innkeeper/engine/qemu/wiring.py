@@ -12,14 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from innkeeper.engine.memory import Ram, RamPlan
+from innkeeper.engine.qemu.memory_argv import numa_members
 from innkeeper.errors import Failed, NotFound
 
 
 class Descriptors:
     """Opens what an argument list needs; a context that closes our copies once QEMU has its own."""
 
-    def __init__(self, ram: int) -> None:
-        """`ram` is the descriptor of the guest's RAM; it stays the caller's."""
+    def __init__(self, ram: Ram) -> None:
+        """`ram` is the guest's; it stays the caller's."""
         self._ram = ram
         self._owned: list[int] = []
         self._sets: list[tuple[int, int, str]] = []  # (set, fd, what)
@@ -50,12 +52,15 @@ class Descriptors:
     def log(self, path: Path) -> str:
         return self._fdset(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, "log")
 
-    def ram(self, size_bytes: int, *, private: bool) -> dict[str, Any]:
-        self.passed.append(self._ram)
+    def ram(self, piece: RamPlan, *, private: bool) -> dict[str, Any]:
+        """The file itself is bound to its NUMA nodes (ram.create); what a private view copies is QEMU's."""
+        fd = self._ram.parts[piece.id]
+        self.passed.append(fd)
         return {
             "qom_type": "memory-backend-file",
-            "mem_path": f"/proc/self/fd/{self._ram}",
+            "mem_path": f"/proc/self/fd/{fd}",
             "share": not private,
+            **(numa_members(piece) if private else {}),
         }
 
     def readable(self, path: Path) -> str:

@@ -1,0 +1,72 @@
+"""What of a launch plan is memory: the pieces RAM consists of, which of the guest's NUMA nodes each is, and
+the memory files behind them while a VM runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+MAIN_RAM = "ram0"
+NumaPolicy = Literal["", "bind", "preferred", "interleave"]
+
+
+@dataclass(frozen=True)
+class RamPlan:
+    """One piece of guest RAM, a memory file of its own. `host_nodes` are where its pages are to lie, by
+    `policy` (set_mempolicy(2)); empty: wherever."""
+
+    id: str
+    size_bytes: int
+    host_nodes: tuple[int, ...] = ()
+    policy: NumaPolicy = ""
+
+
+@dataclass(frozen=True)
+class GuestNodePlan:
+    """A NUMA node of the guest."""
+
+    ram: str
+    cpus: tuple[int, ...]
+    distances: tuple[int, ...] = ()
+    host_cpus: tuple[int, ...] = ()  # its vCPUs are held to these; empty: to none
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """All that is not the plain default. `ram` empty: one piece, of the plan's `memory_bytes`."""
+
+    ram: tuple[RamPlan, ...] = ()
+    nodes: tuple[GuestNodePlan, ...] = ()
+    host_cpus: tuple[int, ...] = ()  # QEMU as a whole is held to these; empty: to none
+    page_bytes: int = 0  # of huge pages; 0: ordinary ones
+    prealloc: bool = False
+    locked: bool = False
+    thp: Literal["auto", "always", "never"] = "auto"
+
+
+PLAIN_MEMORY: Final = MemoryPlan()
+
+
+@dataclass(frozen=True)
+class Ram:
+    """The memory files of a VM by the name of the piece, each a descriptor of ours until `close`."""
+
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+    def dup(self) -> Ram:
+        return Ram({name: os.dup(fd) for name, fd in self.parts.items()})
+
+    def close(self) -> None:
+        for fd in self.parts.values():
+            os.close(fd)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(os.fstat(fd).st_size for fd in self.parts.values())
+
+    @property
+    def used_bytes(self) -> int:
+        """What the files have taken of the host."""
+        return sum(os.fstat(fd).st_blocks * 512 for fd in self.parts.values())

@@ -1,0 +1,79 @@
+"""The part of QEMU's command line that is memory and NUMA; pure, for argv.build_argv."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from innkeeper.engine.base import LaunchPlan
+from innkeeper.engine.memory import MAIN_RAM, RamPlan
+from innkeeper.spec.numa import FAR_DISTANCE, LOCAL_DISTANCE
+from innkeeper.units import MiB
+
+
+class RamWiring(Protocol):
+    def ram(self, piece: RamPlan, *, private: bool) -> dict[str, Any]:
+        """Members of the memory backend object, without id and size."""
+
+
+def numa_members(piece: RamPlan) -> dict[str, Any]:
+    """For a QEMU that binds its RAM itself."""
+    return {"host_nodes": list(piece.host_nodes), "policy": piece.policy} if piece.host_nodes else {}
+
+
+def machine_option(plan: LaunchPlan) -> list[str]:
+    """With NUMA nodes, each of them names its RAM; else the machine has all of it in one piece."""
+    return [] if plan.memory.nodes else [f"memory-backend={MAIN_RAM}"]
+
+
+def memory_options(plan: LaunchPlan, wiring: RamWiring) -> list[str]:
+    argv = ["-m", f"size={plan.memory_bytes // MiB}M"]
+    for piece in plan.backends:
+        argv += ["-object", backend_object(plan, piece, wiring.ram(piece, private=plan.ram_private))]
+    if plan.memory.locked and not plan.ram_private:
+        argv += ["-overcommit", "mem-lock=on"]
+    return argv + _nodes(plan)
+
+
+def backend_object(plan: LaunchPlan, piece: RamPlan, members: dict[str, Any]) -> str:
+    return json.dumps(backend_members(plan, piece, members))
+
+
+def backend_members(plan: LaunchPlan, piece: RamPlan, members: dict[str, Any]) -> dict[str, Any]:
+    """A private view must not be touched before its moment: what is touched is copied as it is then, while
+    the parent still writes. So neither preallocation nor locking are for it."""
+    found = {
+        **{key.replace("_", "-"): value for key, value in members.items() if value is not None},
+        "id": piece.id,
+        "size": piece.size_bytes,
+    }
+    if (plan.memory.prealloc or plan.memory.page_bytes) and not plan.ram_private:
+        found["prealloc"] = True
+    return found
+
+
+def _nodes(plan: LaunchPlan) -> list[str]:
+    argv: list[str] = []
+    for number, node in enumerate(plan.memory.nodes):
+        cpus = "".join(f",cpus={span}" for span in _spans(node.cpus))
+        argv += ["-numa", f"node,nodeid={number}{cpus},memdev={node.ram}"]
+    for number, node in enumerate(plan.memory.nodes):
+        for other in range(len(plan.memory.nodes)):
+            distance = node.distances[other] if node.distances else FAR_DISTANCE
+            if other != number:
+                argv += ["-numa", f"dist,src={number},dst={other},val={distance}"]
+            else:
+                assert not node.distances or distance == LOCAL_DISTANCE
+    return argv
+
+
+def _spans(cpus: Sequence[int]) -> list[str]:
+    """`0-2`, `5`: QEMU takes one span at a time."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1].append(cpu)
+        else:
+            parts.append([cpu])
+    return [f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]
