@@ -51,4 +51,4 @@ def borrowed(ctx: Context, origin: ForkOrigin) -> Iterator[Taken]:
         taken.ready.set()
         yield taken
     finally:
-        os.close(memory)
+        memory.close()

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from innkeeper.engine.base import LaunchPlan
 from innkeeper.engine.memory import MAIN_RAM, RamPlan
-from innkeeper.spec.numa import FAR_DISTANCE, LOCAL_DISTANCE
 from innkeeper.units import MiB
 
 
@@ -59,12 +58,9 @@ def _nodes(plan: LaunchPlan) -> list[str]:
         cpus = "".join(f",cpus={span}" for span in _spans(node.cpus))
         argv += ["-numa", f"node,nodeid={number}{cpus},memdev={node.ram}"]
     for number, node in enumerate(plan.memory.nodes):
-        for other in range(len(plan.memory.nodes)):
-            distance = node.distances[other] if node.distances else FAR_DISTANCE
+        for other, distance in enumerate(node.distances):
             if other != number:
                 argv += ["-numa", f"dist,src={number},dst={other},val={distance}"]
-            else:
-                assert not node.distances or distance == LOCAL_DISTANCE
     return argv
 
 
