@@ -13,7 +13,6 @@ from innkeeper.engine.base import (
     Counters,
     EventKind,
     Exit,
-    LaunchPlan,
     Machine,
     MachineEvent,
     Moment,
@@ -22,7 +21,7 @@ from innkeeper.engine.base import (
     VcpuSlot,
 )
 from innkeeper.engine.memory import Ram
-from innkeeper.engine.qemu import affinity, commands, counters, ram, state, vcpus
+from innkeeper.engine.qemu import commands, counters, ram, state, vcpus
 from innkeeper.engine.qemu.inspection import QemuInspection
 from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link
@@ -67,10 +66,6 @@ class QemuMachine:
         await self._monitor.connect(self._socket, deadline_s)
         self._pump = asyncio.create_task(self._run_pump())
         self.agent_open = await commands.agent_port_open(self._monitor)
-
-    async def hold_vcpus(self, plan: LaunchPlan) -> None:
-        """Its vCPUs on the host's CPUs that the plan names."""
-        await affinity.hold_vcpus(self._monitor, plan)
 
     @property
     def pid(self) -> int:

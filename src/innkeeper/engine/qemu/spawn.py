@@ -14,7 +14,7 @@ from innkeeper.drivers.run import Owner, Runner
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan
 from innkeeper.engine.memory import Ram
-from innkeeper.engine.qemu.affinity import hold_process
+from innkeeper.engine.qemu.affinity import hold_process, hold_vcpus
 from innkeeper.engine.qemu.argv import build_argv
 from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link
@@ -54,7 +54,7 @@ async def spawn(
     try:
         try:
             await machine.connect(CONNECT_DEADLINE_S)
-            await machine.hold_vcpus(plan)
+            await hold_vcpus(await machine.answering(), plan)
         except EngineError as error:
             raise await _why_it_died(machine, plan, error) from error
         if any(helper.ended.is_set() for helper in helpers):
