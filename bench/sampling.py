@@ -34,6 +34,7 @@ from innkeeper.engine.fake import FakeEngine, FakeMachine
 from innkeeper.engine.qemu.engine import QemuEngine
 from innkeeper.guest.agent import GuestAgent
 from innkeeper.paths import Paths, RuntimeFiles, make_private_dir
+from innkeeper.spec.host import HostNode
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State, Wanted
 from innkeeper.store.memory import MemoryStore
 from innkeeper.store.repo import Repo
@@ -102,6 +103,12 @@ class _Host:
 
     def memory_available_bytes(self) -> int:
         return 1 << 40
+
+    def hugepages_free(self, page_bytes: int) -> int:
+        return 0
+
+    def numa(self) -> tuple[HostNode, ...]:
+        return ()
 
 
 def _context(state: Path, pids: list[int]) -> Context:
