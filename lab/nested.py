@@ -25,6 +25,7 @@ BULK: Final = "bulk"
 SPEC: Final[dict[str, Any]] = {
     "cpu": {"count": 2},
     "memory": {"size": "4GiB"},
+    "numa": {"nodes": [{"cpus": "0", "memory": "2GiB"}, {"cpus": "1", "memory": "2GiB"}]},
     "machine": {"iommu": "intel"},
     "disks": [{"name": "root", "size": "12GiB"}],
 }
