@@ -82,7 +82,11 @@ def _start(
 ) -> tuple[QemuMachine, list[Process]]:
     helpers: list[Process] = []
     own_links: list[Link] = []
-    with Descriptors(ram) as wiring, open(plan.qemu_log, "ab", buffering=0, opener=_private) as log:
+    with (
+        contextlib.ExitStack() as undo,
+        Descriptors(ram) as wiring,
+        open(plan.qemu_log, "ab", buffering=0, opener=_private) as log,
+    ):
         for index, nic in enumerate(plan.nics):
             if nic.backend != "passt":
                 continue
@@ -90,12 +94,14 @@ def _start(
                 link = links[len(own_links)]
                 wiring.network_end(index, os.dup(link.fd))
                 own_links.append(Link(os.dup(link.fd), link.passt_pid))
+                undo.callback(own_links[-1].close)
                 continue
             ours, theirs = wiring.network_pair(index)
             argv = user.passt_argv(theirs, nic.forwards, owner, host_access=nic.host_access)
             pid = runner.spawn(argv, stdout=log, stderr=log, pass_fds=[theirs])
             helpers.append(Process(pid, child=True))
             own_links.append(Link(os.dup(ours), pid))
+            undo.callback(own_links[-1].close)  # with its other end passt ends
         passt_pids = tuple(link.passt_pid for link in own_links)
         record = LaunchRecord(plan.epoch, plan.accelerator, plan.machine, now, plan.ram_private, passt_pids)
         record.write(files.launch)
@@ -114,6 +120,7 @@ def _start(
                 huge_pages=plan.memory.thp == "always"
                 or (plan.memory.thp == "auto" and not plan.ram_private),
             )
+        undo.pop_all()
     hold_process(pid, plan)
     process = Process(pid, child=True)
     return QemuMachine(process, Monitor(plan.name), record, files.qmp, ram=ram, links=own_links), helpers
