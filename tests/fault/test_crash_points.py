@@ -107,11 +107,10 @@ CASES = [(verb, point) for verb in VERBS for point in verb.points]
 
 # A fork passes these, some only where the parent was forked before (test_fork_crash); and what is done with
 # snapshots the others (test_snapshot_crash).
-FORK_POINTS = tuple(
-    point
-    for point in CHECKPOINTS
-    if point.startswith(("fork.", "copy.", "promote.", "template.", "wake.", "spare."))
-)
+FORK_POINTS = tuple(point for point in CHECKPOINTS if point.startswith(("fork.", "copy.", "promote.")))
+TEMPLATE_POINTS = {  # test_template_crash
+    point for point in CHECKPOINTS if point.startswith(("template.", "wake.", "spare."))
+}
 PARKED = "change.parked"  # takes a guest with an agent: tests/integration/test_cpu_real.py
 SNAPSHOT_POINTS = {
     point for point in CHECKPOINTS if point.startswith(("snapshot.", "unsnapshot.", "revert."))
@@ -119,7 +118,9 @@ SNAPSHOT_POINTS = {
 
 
 def test_every_checkpoint_is_crashed_at() -> None:
-    assert {point for _, point in CASES} | {*FORK_POINTS, *SNAPSHOT_POINTS, PARKED} == set(CHECKPOINTS)
+    assert {point for _, point in CASES} | {*FORK_POINTS, *TEMPLATE_POINTS, *SNAPSHOT_POINTS, PARKED} == set(
+        CHECKPOINTS
+    )
 
 
 @pytest.fixture(scope="module")
