@@ -72,6 +72,7 @@ class Pool:
     async def _tend(self) -> None:
         """One look: what is of no use any more goes, what is missing is made."""
         wanted = {token: one for one in self._ctx.records.values() if (token := self._token_of(one))}
+        self._tokens = {uid: token for uid, token in self._tokens.items() if uid in self._waiting}
         for uid, machine in list(self._waiting.items()):
             if self._tokens.get(uid) not in wanted or await _ended(machine):
                 await self._end(uid)
