@@ -14,11 +14,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from innkeeper.errors import InnkeeperError, NotFound
+from innkeeper.errors import InnkeeperError, NotFound, WrongState
 from vms import forks, templates, traces
 from vms.daemon import Daemon, short_directory
 from vms.forks import Guest, Parent
@@ -258,8 +259,17 @@ def _exhaust(place: Path) -> Path:
     return place / "rest"
 
 
+def _runs_on(daemon: Daemon, guest: Guest) -> bool:
+    """A guest that wrote when the disk was full stands still until it is told that there is room; that it did
+    may be known only a moment later."""
+    _let_run(daemon)
+    try:
+        return guest.instance.exec(["true"], timeout_s=30).status == 0
+    except WrongState:
+        return False
+
+
 def _let_run(daemon: Daemon) -> None:
-    """A guest that wrote when the disk was full stands still until it is told that there is room."""
     for one in daemon.client.instances.list_data():
         if one["state"] == "paused":
             with contextlib.suppress(NotFound):
@@ -293,9 +303,10 @@ def test_the_disk_fills_up_in_the_middle_of_a_fork(small_disk: Path, fresh: Fres
         full.unlink()
         error = forking.ended()
         outcomes.append(f"{time.monotonic() - begun:.1f} s: {error.message if error else 'all are there'}")
-        _let_run(daemon)
+        eventually(partial(_runs_on, daemon, parent), "the parent runs on", 20.0, every_s=0.1)
         parent.check_all()
         for copy in _copies(daemon, "parent"):
+            eventually(partial(_runs_on, daemon, copy), "the copy runs on", 20.0, every_s=0.1)
             copy.check(*parent.marks)
             copy.remove()
         forks.assert_nothing_remains(daemon)

@@ -13,6 +13,7 @@ import pytest
 from fakes.world import World
 from helpers import run
 from innkeeper.agent import chains
+from innkeeper.agent.ops import fork as copying
 from innkeeper.api.verbs.fork import ForkOptions, fork, names_of
 from innkeeper.clock import SystemClock
 from innkeeper.errors import BadRequest, EngineError, InnkeeperError, NoCapacity, Unsupported, WrongState
@@ -276,3 +277,21 @@ def test_names() -> None:
         names_of("web", 2, "other", set())
     with pytest.raises(BadRequest):
         names_of("web", 0, "", set())
+
+
+def test_a_copy_that_is_being_removed_does_not_hold_the_moment(play: Callable[[Scenario], None]) -> None:
+    """It let go before the moment was there, and is forgotten late: the disk is full."""
+
+    async def scenario(world: World) -> None:
+        async with world.daemon():
+            await world.create(spec=DISK)
+            (copy,) = await forked(world)
+            origin = copy.record.fork
+            assert origin is not None
+            assert copying.users(world.ctx, origin.moment) == {copy.record.uid}
+            wanted = copy.record.wanted.model_copy(update={"removed": True})
+            world.ctx.records[copy.name] = copy.record.model_copy(update={"wanted": wanted})
+            assert copying.users(world.ctx, origin.moment) == set()
+            world.ctx.records[copy.name] = copy.record
+
+    play(scenario)

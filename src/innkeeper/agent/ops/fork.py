@@ -84,7 +84,7 @@ async def _of_running(
         moment = Moment(running.machine.share_ram(), directory / "device-state")
         taken = Taken(next_plan, moment, for_copies(next_plan, frozen), directory, quiesced=quiesced)
         # From here on copies may get ready to start, beside the stand-in.
-        ctx.moments.prepare(record.uid, token, taken, _users(ctx, token))
+        ctx.moments.prepare(record.uid, token, taken, users(ctx, token))
         new = await stand_in(ctx, record, running, next_plan, undo, paused=plan.paused)
         ctx.checkpoint("fork.waiting")
         begun = time.perf_counter()
@@ -108,9 +108,14 @@ async def _of_running(
         await ctx.publish(record, state=State.PAUSED, note="its state is being saved")
 
 
-def _users(ctx: Context, token: str) -> set[str]:
-    """The forks that are to be started from the moment."""
-    return {one.uid for one in ctx.records.values() if one.fork and one.fork.moment == token}
+def users(ctx: Context, token: str) -> set[str]:
+    """The forks that are to be started from the moment. One that is being removed has let go of it already,
+    and would hold it for ever."""
+    return {
+        one.uid
+        for one in ctx.records.values()
+        if one.fork and one.fork.moment == token and not one.wanted.removed
+    }
 
 
 def drop_first_names(plan: LaunchPlan, own: Mapping[str, Layer]) -> None:
@@ -319,4 +324,4 @@ def _of_stopped(ctx: Context, record: InstanceRecord, token: str) -> None:
     drop_first_names(plan, own)
     taken = Taken(None, None, for_copies(plan, frozen), directory)
     taken.ready.set()
-    ctx.moments.prepare(record.uid, token, taken, _users(ctx, token))
+    ctx.moments.prepare(record.uid, token, taken, users(ctx, token))
