@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from innkeeper.engine.base import DiskPlan, FirmwarePlan, KernelPlan, LaunchPlan, Layer, NicPlan
-from innkeeper.engine.memory import GuestNodePlan, MemoryPlan, RamPlan
+from innkeeper.engine.memory import DimmPlan, GuestNodePlan, MemoryPlan, RamPlan
 from innkeeper.engine.qemu.argv import ByPath, build_argv, mac_address
 from innkeeper.paths import RuntimeFiles
 
@@ -89,6 +89,15 @@ PLANS: dict[str, LaunchPlan] = {
     ),
     "numa-bound": replace(TINY, memory=MemoryPlan(ram=(RamPlan("ram0", 256 << 20, (0,), "preferred"),))),
     "prealloc": replace(TINY, memory=MemoryPlan(prealloc=True)),
+    "memory-room": replace(TINY, memory=MemoryPlan(slots=6, step_bytes=128 << 20)),
+    "memory-plugged": replace(
+        TINY,
+        memory=MemoryPlan(
+            slots=6,
+            step_bytes=128 << 20,
+            dimms=(DimmPlan(0, 128 << 20, 4 << 30), DimmPlan(2, 128 << 20, (4 << 30) + (256 << 20))),
+        ),
+    ),
     "locked": replace(TINY, memory=MemoryPlan(locked=True)),
     "hugepages": replace(TINY, memory=MemoryPlan(page_bytes=2 << 20)),
     "uefi": replace(DISK, firmware=FirmwarePlan(Path("/ovmf/code.fd"), STATE / "vars.fd")),

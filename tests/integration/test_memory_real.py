@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,79 @@ def test_more_huge_pages_than_memory(fresh: FreshDaemon) -> None:
     refused = daemon.inn("host", "set", "hugepages.2MiB=99999999").failed(4)
     assert "pages too many" in refused.err and "at most" in refused.err
     assert hugepages.pool(PAGE).total == before
+
+
+def meminfo_mib(guest: Guest) -> int:
+    return int(guest.sh("grep MemTotal /proc/meminfo").split()[1]) // 1024
+
+
+def host_mib(daemon: Daemon, name: str) -> int:
+    """What the memory files that its QEMU holds have taken of the host."""
+    files = {}
+    for fd in Path(f"/proc/{daemon.status(name)['pid']}/fd").iterdir():
+        if "innkeeper-ram" in os.readlink(fd):
+            seen = fd.stat()
+            files[seen.st_ino] = seen.st_blocks * 512
+    return sum(files.values()) // MiB
+
+
+def test_memory_comes_and_goes_and_a_fork_has_it(fresh: FreshDaemon) -> None:
+    """Through a fork, a fork of what was forked, a snapshot and kills of the daemon."""
+    daemon = fresh(images=True)
+    inn = daemon.inn
+    guest = boot(daemon, "grows", memory={"size": "256MiB", "max": "768MiB"})
+    boot_id, before = guest.boot_id(), meminfo_mib(guest)
+    inn("set", "grows", "memory.size=640MiB").ok()
+    assert meminfo_mib(guest) - before == 384
+    # What lies in the new memory is the fork's, too, and neither sees what the other writes.
+    guest.sh("mkdir /new && mount -t tmpfs -o size=500m none /new; echo before > /mark")
+    guest.sh("yes 'what lies there' | head -c 8000000 | tee /new/first | md5sum - > /sum")
+    guest.sh("dd if=/dev/zero of=/new/filler bs=1M count=220 && cp /new/first /new/last")
+
+    def intact(one: Guest) -> None:
+        one.sh("for file in first last; do md5sum -c /sum < /new/$file; done")
+
+    guest.instance.fork(name="copy")
+    copy = Guest(daemon, "copy")
+    guest.sh("echo parent > /mark")
+    assert copy.sh("cat /mark") == "before" and meminfo_mib(copy) - before == 384
+    intact(copy)
+    copy.remove()
+    # The guest needs what it is to give up: that is said, and nothing hangs or breaks.
+    said = inn("set", "grows", "memory.size=256MiB").failed(1, "384 MiB", "its guest has", "available")
+    assert said.err.count("\n") == 1 and "it keeps 640MiB" in said.err
+    seen = daemon.status("grows")
+    assert seen["state"] == "running" and seen["memory"]["size"] == 640 * MiB
+    # Where there is room for it elsewhere, it moves: 128 MiB less, while the files stay.
+    inn("set", "grows", "memory.size=512MiB").ok()
+    assert meminfo_mib(guest) - before == 256
+    intact(guest)
+    # What was forked grows as well, and is forked again; the snapshot brings back what was there.
+    inn("set", "grows", "memory.size=768MiB").ok()
+    guest.instance.fork(name="copy")
+    assert meminfo_mib(copy) - before == 512
+    intact(copy)
+    copy.remove()
+    inn("snapshot", "create", "grows", "s1").ok()
+    guest.sh("rm /new/*")
+    daemon.kill()
+    daemon.start(crash_at="change.emptied")
+    inn("set", "grows", "memory.size=256MiB")
+    assert daemon.wait_dead() == -9
+    daemon.start(crash_at="change.unplugged", wait=False)
+    assert daemon.wait_dead() == -9
+    daemon.start()
+    wanted = 256 * MiB
+    daemon.watch("grows", lambda one: one["status"]["memory"]["size"] == wanted, "the next ends it", 15.0)
+    assert meminfo_mib(guest) == before
+    inn("snapshot", "restore", "grows", "s1").ok()
+    assert meminfo_mib(guest) - before == 512
+    intact(guest)
+    guest.sh("dd if=/dev/zero of=/new/filler bs=1M count=350")
+    assert host_mib(daemon, "grows") > 350
+    guest.sh("rm /new/*")
+    inn("set", "grows", "memory.size=256MiB").ok()
+    assert meminfo_mib(guest) == before and daemon.status("grows")["memory"]["size"] == wanted
+    assert host_mib(daemon, "grows") <= 256, "the host has it back"
+    assert guest.boot_id() == boot_id
+    inn("rm", "--force", "--snapshots", "grows").ok()

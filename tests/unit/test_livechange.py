@@ -34,7 +34,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...], dict[st
         ("cpu.count", "memory.size"),
         {"cpu": {"count": 3}},
         ("cpu.count",),
-        {"memory.size": ""},
+        {"memory.size": "it was started without memory.max, so it has no room for more"},
     ),
     "nothing, but the guest kept a vCPU": ((), {"cpu": {"count": 1}}, ("cpu.count",), {}),
     "nothing, and there was no room": ((), {"cpu": {"count": 5}}, (), {}),

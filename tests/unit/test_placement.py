@@ -182,6 +182,8 @@ def test_memory_for_an_image() -> None:
     assert fitted_to_image(spec(memory={"size": "2GiB"}), image).memory.size == 2 * GiB
     with pytest.raises(SpecError, match="use --memory 1GiB"):
         fitted_to_image(spec(memory={"size": "512MiB"}), image)
+    with pytest.raises(SpecError, match="use --memory 1088MiB"):
+        fitted_to_image(spec(memory={"size": "1GiB", "max": "2GiB"}), image)
 
 
 def test_the_machine_follows_the_images_architecture() -> None:

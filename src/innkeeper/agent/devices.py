@@ -15,6 +15,7 @@ from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan, Machine
 from innkeeper.errors import Unsupported
 from innkeeper.spec.instance import InstanceRecord
+from innkeeper.spec.memory import MemoryNow
 
 
 async def as_it_is(machine: Machine, plan: LaunchPlan) -> LaunchPlan:
@@ -27,7 +28,17 @@ async def as_it_is(machine: Machine, plan: LaunchPlan) -> LaunchPlan:
             f"{plan.name} gave up vCPU {missing} late, and has later ones: no other process can be like it",
             hint=f"give it its vCPUs again: inn set {plan.name} cpu.count={len(present) + 1}",
         )
-    return replace(plan, cpus=len(present), cpus_built=plan.cpus_built or plan.cpus)
+    plan = replace(plan, cpus=len(present), cpus_built=plan.cpus_built or plan.cpus)
+    if plan.memory.slots:
+        plan = replace(plan, memory=replace(plan.memory, dimms=tuple(await machine.dimms())))
+    return plan
+
+
+def memory_now(plan: LaunchPlan) -> MemoryNow:
+    start, most = plan.memory_bytes, plan.memory.slots * plan.memory.step_bytes
+    return MemoryNow(
+        size=plan.ram_bytes, start=start, most=start + most, step=plan.memory.step_bytes if most else 0
+    )
 
 
 async def note(ctx: Context, record: InstanceRecord, running: Running) -> None:
@@ -37,7 +48,8 @@ async def note(ctx: Context, record: InstanceRecord, running: Running) -> None:
         with contextlib.suppress(Unsupported):
             keep_plan(ctx, running, await as_it_is(running.machine, running.plan))
     used = sum(place.present for place in places) - (running.plan.parked if running.plan else 0)
-    await ctx.publish(record, cpus=used, cpus_max=len(places))
+    memory = memory_now(running.plan) if running.plan else MemoryNow()
+    await ctx.publish(record, cpus=used, cpus_max=len(places), memory=memory)
 
 
 def keep_plan(ctx: Context, running: Running, plan: LaunchPlan) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from innkeeper.engine.memory import MAIN_RAM, GuestNodePlan, MemoryPlan, NumaPolicy, RamPlan
 from innkeeper.spec.host import HostNode
 from innkeeper.spec.instance import InstanceRecord
+from innkeeper.spec.memory import steps
 from innkeeper.spec.numa import (
     FAR_DISTANCE,
     LOCAL_DISTANCE,
@@ -26,12 +27,15 @@ def memory_plan(record: InstanceRecord, host: Sequence[HostNode], *, cpus_max: i
         ram, nodes = _explicit(record, numa, host, cpus_max)
     elif numa == "auto" and len(record.nodes) > 1:
         ram, nodes = _mirrored(record, host, cpus_max)
+    slots, step = steps(memory, memory.size)
     used = [one for piece in ram for one in piece.host_nodes]
     return MemoryPlan(
         ram=ram,
         nodes=nodes,
         host_cpus=_cpus_of(host, used) if len(host) > 1 or used else (),
         page_bytes=memory.page_bytes,
+        slots=slots,
+        step_bytes=step,
         prealloc=memory.prealloc,
         locked=memory.locked,
         thp=memory.thp,

@@ -20,6 +20,7 @@ from innkeeper.guest.agent import GuestAgent
 from innkeeper.paths import RuntimeFiles
 from innkeeper.spec.base import Model
 from innkeeper.spec.instance import Ended, Failure, InstanceRecord, InstanceStatus, Power, State
+from innkeeper.spec.memory import MemoryNow
 from innkeeper.store import keys
 from innkeeper.store.codec import decode
 from innkeeper.store.kv import KeyValue
@@ -209,6 +210,7 @@ async def _note_unseen_end(ctx: Context, record: InstanceRecord, status: Instanc
         pid=0,
         cpus=0,
         cpus_max=0,
+        memory=MemoryNow(),
         ready=False,
         agent=False,
         addresses=(),

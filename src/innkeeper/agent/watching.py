@@ -19,6 +19,7 @@ from innkeeper.engine.base import EventKind, Exit, RunState
 from innkeeper.errors import EngineError, InnkeeperError, StoreError
 from innkeeper.guest.identity import assume, set_clock
 from innkeeper.spec.instance import Ended, InstanceRecord, State
+from innkeeper.spec.memory import MemoryNow
 from innkeeper.telemetry.tail import last_lines
 
 log = logging.getLogger("innkeeper.agent")
@@ -247,6 +248,7 @@ class Watcher:
             pid=0,
             cpus=0,
             cpus_max=0,
+            memory=MemoryNow(),
             ready=False,
             agent=False,
             addresses=(),

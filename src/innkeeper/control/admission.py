@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -15,7 +16,11 @@ from innkeeper.spec.image import ImageRecord
 from innkeeper.spec.instance import InstanceSpec, Machine
 from innkeeper.spec.numa import GuestNuma, NodeShare
 from innkeeper.store.view import InstanceView
-from innkeeper.units import format_size
+from innkeeper.units import MiB, format_size
+
+# Linux on x86 sets this aside at boot where memory may lie above 4 GiB, as that which comes later does
+# (kernel/dma/swiotlb.c, IO_TLB_DEFAULT_SIZE).
+SWIOTLB_BYTES: Final = 64 * MiB
 
 
 def open_claims(
@@ -60,13 +65,15 @@ def fitted_to_image(spec: InstanceSpec, image: ImageRecord) -> InstanceSpec:
     """The spec with the machine and the memory its image needs where none was asked for. Raises SpecError
     when another architecture, or less memory, was asked for."""
     spec = _with_architecture(spec, image)
-    least = image.min_memory_bytes
+    least, why = image.min_memory_bytes, ""
+    if spec.memory.max is not None and least:
+        least, why = least + SWIOTLB_BYTES, " beside room for more (memory.max)"
     if spec.memory.size >= least:
         return spec
     if "memory" in spec.model_fields_set and "size" in spec.memory.model_fields_set:
         raise SpecError(
             f"{format_size(spec.memory.size)} of memory is too little for image {image.name}, "
-            f"which needs {format_size(least)}",
+            f"which needs {format_size(least)}{why}",
             hint=f"use --memory {format_size(least)} or more",
             details={"field": ["spec", "memory", "size"]},
         )

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from innkeeper.drivers.run import Owner
 from innkeeper.engine.inspection import Inspection
-from innkeeper.engine.memory import MAIN_RAM, PLAIN_MEMORY, MemoryPlan, Ram, RamPlan
+from innkeeper.engine.memory import MAIN_RAM, PLAIN_MEMORY, DimmPlan, MemoryPlan, Ram, RamPlan
 from innkeeper.paths import RuntimeFiles
 
 DiskFormat = Literal["raw", "qcow2"]
@@ -102,12 +102,22 @@ class LaunchPlan:
 
     @property
     def backends(self) -> tuple[RamPlan, ...]:
-        """Every piece of its RAM."""
+        """Every piece of its RAM that is there from the start."""
         return self.memory.ram or (RamPlan(MAIN_RAM, self.memory_bytes),)
+
+    def piece_of(self, dimm: DimmPlan) -> RamPlan:
+        """A module's own RAM, on the host's nodes where that of its node lies."""
+        beside = self.backends[max(dimm.node, 0)] if dimm.node < len(self.backends) else self.backends[0]
+        return RamPlan(dimm.ram, dimm.size_bytes, beside.host_nodes, beside.policy)
+
+    @property
+    def pieces(self) -> tuple[RamPlan, ...]:
+        """Every piece of its RAM, modules and all."""
+        return (*self.backends, *(self.piece_of(dimm) for dimm in self.memory.dimms))
 
     @property
     def ram_bytes(self) -> int:
-        return sum(piece.size_bytes for piece in self.backends)
+        return sum(piece.size_bytes for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -237,6 +247,19 @@ class Machine(Protocol):
     @property
     def unplug_spoils(self) -> bool:
         """Unplugging a vCPU would leave a process that dies sooner or later: never do it."""
+
+    async def dimms(self) -> list[DimmPlan]:
+        """The memory modules it has, by slot, beside what it was started with."""
+
+    async def plug_dimm(self, dimm: DimmPlan, plan: LaunchPlan) -> None:
+        """Give it one; `plan` is its own. The guest notices, and brings the memory online or not. Raises
+        NoCapacity when the host has none."""
+
+    async def unplug_dimm(self, dimm: DimmPlan) -> None:
+        """Ask the guest to give it up; `dimms` tells when it has. May be asked again."""
+
+    async def keeps_dimm(self, dimm: DimmPlan) -> bool:
+        """Whether the guest has said that it does not."""
 
     @property
     def ram_private(self) -> bool:

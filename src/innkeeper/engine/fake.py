@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from innkeeper.drivers.run import Owner
@@ -27,7 +27,7 @@ from innkeeper.engine.base import (
     VcpuSlot,
 )
 from innkeeper.engine.inspection import Inspection
-from innkeeper.engine.memory import Ram
+from innkeeper.engine.memory import DimmPlan, Ram
 from innkeeper.errors import EngineError
 from innkeeper.paths import RuntimeFiles
 
@@ -43,6 +43,8 @@ class FakeMachine:
     hang: bool = False  # answers nothing; only kill works
     ignores_power_button: bool = False
     keeps_vcpus: bool = False  # the guest gives none up
+    keeps_dimms: set[int] = field(default_factory=set)  # slots of modules that the guest does not give up
+    silent_on_dimms: bool = False  # nor says so
     unplug_spoils: bool = False
     version: str = "0.0-fake"
     started_at: float = 0.0
@@ -56,6 +58,7 @@ class FakeMachine:
         self._queue: asyncio.Queue[MachineEvent | None] = asyncio.Queue()
         self._gone = asyncio.Event()
         self.present = set(range(self.plan.cpus))
+        self.modules = {dimm.slot: dimm for dimm in self.plan.memory.dimms}
 
     @property
     def epoch(self) -> int:
@@ -142,6 +145,25 @@ class FakeMachine:
             self.present.discard(index)
             self.emit(EventKind.DEVICES)
 
+    async def dimms(self) -> list[DimmPlan]:
+        await self._answer("dimms")
+        return sorted(self.modules.values(), key=lambda dimm: dimm.slot)
+
+    async def plug_dimm(self, dimm: DimmPlan, plan: LaunchPlan) -> None:
+        await self._answer("plug_dimm")
+        if dimm.slot in self.modules or dimm.slot >= self.plan.memory.slots:
+            raise EngineError(f"There is no empty slot {dimm.slot}")
+        self.modules[dimm.slot] = replace(dimm, address=(4 << 30) + dimm.slot * dimm.size_bytes)
+
+    async def unplug_dimm(self, dimm: DimmPlan) -> None:
+        await self._answer("unplug_dimm")
+        if dimm.slot not in self.keeps_dimms:
+            self.modules.pop(dimm.slot, None)
+            self.emit(EventKind.DEVICES)
+
+    async def keeps_dimm(self, dimm: DimmPlan) -> bool:
+        return dimm.slot in self.keeps_dimms and not self.silent_on_dimms
+
     @property
     def ram_private(self) -> bool:
         return self.plan.ram_private
@@ -152,8 +174,8 @@ class FakeMachine:
 
     def share_ram(self) -> Ram:
         """What the guest "remembers", in memory files of the size of its RAM."""
-        parts = {piece.id: os.memfd_create("fake-ram") for piece in self.plan.backends}
-        for piece in self.plan.backends:
+        parts = {piece.id: os.memfd_create("fake-ram") for piece in self.plan.pieces}
+        for piece in self.plan.pieces:
             os.ftruncate(parts[piece.id], piece.size_bytes)
         os.pwrite(parts[self.plan.backends[0].id], self.memory, 0)
         return Ram(parts)

@@ -4,7 +4,7 @@ the memory files behind them while a VM runs."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -34,11 +34,33 @@ class GuestNodePlan:
 
 
 @dataclass(frozen=True)
+class DimmPlan:
+    """A memory module that was plugged in, by its slot. `address`: where the guest has it; None: wherever
+    there is room. `node` is the guest's; -1: it has none."""
+
+    slot: int
+    size_bytes: int
+    address: int | None = None
+    node: int = -1
+
+    @property
+    def id(self) -> str:
+        return f"dimm{self.slot}"
+
+    @property
+    def ram(self) -> str:
+        return f"ram-{self.id}"
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """All that is not the plain default. `ram` empty: one piece, of the plan's `memory_bytes`."""
 
     ram: tuple[RamPlan, ...] = ()
     nodes: tuple[GuestNodePlan, ...] = ()
+    slots: int = 0  # for so many modules, each of `step_bytes`, there is room
+    step_bytes: int = 0
+    dimms: tuple[DimmPlan, ...] = ()
     host_cpus: tuple[int, ...] = ()  # QEMU as a whole is held to these; empty: to none
     page_bytes: int = 0  # of huge pages; 0: ordinary ones
     prealloc: bool = False
@@ -61,6 +83,12 @@ class Ram:
     def close(self) -> None:
         for fd in self.parts.values():
             os.close(fd)
+
+    def without(self, names: Collection[str]) -> Ram:
+        """The rest; these are closed."""
+        for name in names:
+            os.close(self.parts[name])
+        return Ram({name: fd for name, fd in self.parts.items() if name not in names})
 
     @property
     def size_bytes(self) -> int:

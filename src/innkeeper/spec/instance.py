@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from innkeeper.spec.architecture import DEFAULT_MACHINES, Architecture
 from innkeeper.spec.base import Model, Name, Size, worded
-from innkeeper.spec.cpu import Cpu, CpuUpdate
-from innkeeper.spec.memory import Memory
+from innkeeper.spec.cpu import Cpu, CpuUpdate, has_hotplug
+from innkeeper.spec.memory import Memory, MemoryNow, MemoryUpdate
 from innkeeper.spec.numa import GuestNuma, NodeShare
 from innkeeper.units import KiB, MiB
 
@@ -197,7 +197,13 @@ class InstanceSpec(Model):
         forwards = [(f.protocol, f.address, f.host) for net in self.networks for f in net.forward]
         if len(set(forwards)) != len(forwards):
             raise ValueError("a host port is forwarded twice")
+        if self.memory.max is not None and not has_hotplug(self.machine.type):
+            raise ValueError(f"{self.machine.type} takes no memory while it runs: leave out memory.max")
         if isinstance(self.numa, GuestNuma):
+            if self.memory.max is not None:
+                raise ValueError(
+                    "memory that comes later would be on none of the nodes: leave out memory.max"
+                )
             self.numa.check(self.cpu.count, self.memory.size, self.cpu.reserved(hotplug=False))
         if self.machine.type.startswith("microvm") and self.machine.firmware == "uefi":
             raise ValueError("a microvm has no UEFI firmware here; use q35")
@@ -211,6 +217,7 @@ class InstanceUpdate(Model):
     """What `inn set` may change without stopping the instance; what it takes is in spec/livechange.py."""
 
     cpu: CpuUpdate | None = None
+    memory: MemoryUpdate | None = None
     restart_policy: Literal["never", "on-failure", "always"] | None = None
     labels: dict[str, str] | None = None
 
@@ -365,6 +372,7 @@ class InstanceStatus(Model):
     pid: int = 0
     cpus: int = Field(default=0, description="vCPUs it has to use now; 0: it does not run.")
     cpus_max: int = Field(default=0, description="vCPUs it may get without a restart.")
+    memory: MemoryNow = MemoryNow()
     changed: int = Field(default=0, description="The last `wanted.change` that was carried out, or failed.")
     started_at: float = 0.0
     ready: bool = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from innkeeper.spec.instance import InstanceSpec, InstanceStatus
+from innkeeper.units import format_size
 
 # "" where it can be done at once; else why not before the next start.
 Rule = Callable[[InstanceSpec, InstanceStatus], str]
@@ -38,10 +39,30 @@ def _vcpus(spec: InstanceSpec, status: InstanceStatus) -> str:
     return f"it runs with room for {status.cpus_max} vCPUs (cpu.max)"
 
 
+def _memory(spec: InstanceSpec, status: InstanceStatus) -> str:
+    now, size = status.memory, spec.memory.size
+    if size == now.size:
+        return ""
+    if not now.step:
+        return "it was started without memory.max, so it has no room for more"
+    if size < now.start:
+        return f"it was started with {format_size(now.start)}, and cannot shrink below that"
+    if size > now.most:
+        return f"it runs with room for {format_size(now.most)}"
+    if (size - now.start) % now.step:
+        return f"it was started with {format_size(now.start)}, and grows in steps of {format_size(now.step)}"
+    return ""
+
+
+def _memory_drifted(spec: InstanceSpec, status: InstanceStatus) -> bool:
+    return status.memory.step > 0 and status.memory.size != spec.memory.size
+
+
 # Paths as in `inn show --yaml`; one stands for all below it, too.
 LIVE: Final[dict[str, Live]] = {
     "restart_policy": Live(_always, acts=False),
     "labels": Live(_always, acts=False),
+    "memory.size": Live(_memory, drifted=_memory_drifted),
     "cpu.count": Live(_vcpus, drifted=lambda spec, status: status.cpus > 0 and status.cpus != spec.cpu.count),
     "cpu.pin": Live(_always),
     "cpu.emulator": Live(_always),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from innkeeper.agent import memorycheck
 from innkeeper.agent.context import Context, Running
+from innkeeper.agent.devices import memory_now
 from innkeeper.agent.lookup import expects_agent, image_of
 from innkeeper.agent.ops.pinning import pin
 from innkeeper.drivers.storage.files import require_free
@@ -86,6 +87,7 @@ async def launch(
             pid=machine.pid,
             cpus=plan.cpus - plan.parked,
             cpus_max=plan.cpus_max or plan.cpus,
+            memory=memory_now(plan),
             changed=record.wanted.change,
             started_at=running.woke_at if source and source.waiting else machine.started_at,
             ready=ready and not (source and machine.agent_open),

@@ -25,7 +25,7 @@ inn set web restart_policy=always labels.owner=anna
 inn set web labels.owner=                  remove a label
 inn set web cpu.count=4                    at once, where it has room for them (cpu.max)
 inn set web cpu.pin.0=2-3 cpu.emulator=1   on which CPUs of the host; cpu.pin.0= lets it run anywhere
-inn set web memory.size=1GiB               takes effect at the next start
+inn set web memory.size=1GiB               at once, where it has room for it (memory.max)
 inn set web networks.0.model=e1000 boot.order=cdrom,disk
 """,
     exit_status={2: "No such field, or a value it cannot have."},
@@ -36,9 +36,10 @@ def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
     """Change single fields of a VM.
 
     FIELD is the path of a field in the spec, as inn show --yaml prints it, with dots. What can
-    change on a running VM (restart_policy, labels, cpu.count up to cpu.max) does at once; for
-    everything else it is said that the VM takes it up at its next start. A guest may refuse to
-    give up a vCPU: then the command fails after 10 s, and the VM keeps it. Asking again tries again.
+    change on a running VM (restart_policy, labels, cpu.count up to cpu.max, memory.size up to
+    memory.max) does at once; for everything else it is said that the VM takes it up at its next
+    start. A guest may be unable to give up a vCPU or memory: then the command fails, for vCPUs
+    after 10 s and for memory after 18 at most, and the VM keeps it. Asking again tries again.
     """
     values = pairs(fields, "field")
     data = app.client.instances.get_data(name)

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from innkeeper.engine.base import DiskPlan, LaunchPlan, NicPlan
 from innkeeper.engine.memory import RamPlan
-from innkeeper.engine.qemu.memory_argv import machine_option, memory_options, numa_members
+from innkeeper.engine.qemu.memory_argv import dimm_devices, machine_option, memory_options, numa_members
 from innkeeper.paths import RuntimeFiles
 
 AGENT_PORT: Final = "org.qemu.guest_agent.0"
@@ -170,6 +170,7 @@ def _machine(plan: LaunchPlan, wiring: Wiring) -> list[str]:
         # A guest that sleeps through a pause or a fork must not replay every missed tick.
         *("-rtc", "base=utc,driftfix=slew" if plan.accelerator == "kvm" else "base=utc"),
         *("-boot", "strict=on"),
+        *dimm_devices(plan),
         # Before all other devices: it must be there when they join the bus.
         *(_device(driver="intel-iommu") if plan.iommu == "intel" else []),
     ]

@@ -22,6 +22,7 @@ from innkeeper.engine.base import (
 )
 from innkeeper.engine.memory import Ram
 from innkeeper.engine.qemu import commands, counters, ram, state, vcpus
+from innkeeper.engine.qemu.dimms import DimmSlots
 from innkeeper.engine.qemu.inspection import QemuInspection
 from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link
@@ -33,7 +34,7 @@ EVENT_QUEUE_LIMIT: Final = 256
 RECONNECT_DEADLINE_S: Final = 2.0
 
 
-class QemuMachine:
+class QemuMachine(DimmSlots):
     """`connect` before use; a machine that is not connected can be killed, and tries again when asked
     for its state."""
 

@@ -27,12 +27,26 @@ def machine_option(plan: LaunchPlan) -> list[str]:
 
 
 def memory_options(plan: LaunchPlan, wiring: RamWiring) -> list[str]:
-    argv = ["-m", f"size={plan.memory_bytes // MiB}M"]
-    for piece in plan.backends:
+    size = f"size={plan.memory_bytes // MiB}M"
+    if plan.memory.slots:
+        most = plan.memory_bytes + plan.memory.slots * plan.memory.step_bytes
+        size += f",slots={plan.memory.slots},maxmem={most // MiB}M"
+    argv = ["-m", size]
+    for piece in plan.pieces:
         argv += ["-object", backend_object(plan, piece, wiring.ram(piece, private=plan.ram_private))]
     if plan.memory.locked and not plan.ram_private:
         argv += ["-overcommit", "mem-lock=on"]
     return argv + _nodes(plan)
+
+
+def dimm_devices(plan: LaunchPlan) -> list[str]:
+    """Modules that were plugged in: where the guest has them, the state says."""
+    argv: list[str] = []
+    for dimm in plan.memory.dimms:
+        members = {"driver": "pc-dimm", "id": dimm.id, "memdev": dimm.ram, "slot": dimm.slot}
+        members |= {"addr": dimm.address} if dimm.address is not None else {}
+        argv += ["-device", json.dumps(members | ({"node": dimm.node} if dimm.node >= 0 else {}))]
+    return argv
 
 
 def backend_object(plan: LaunchPlan, piece: RamPlan, members: dict[str, Any]) -> str:

@@ -8,9 +8,11 @@ process that has it, whatever was killed in between.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +31,7 @@ def create(plan: LaunchPlan) -> Ram:
     """New, empty RAM for it. Ordinary pages take memory only as the guest touches them."""
     made: dict[str, int] = {}
     try:
-        for piece in plan.backends:
+        for piece in plan.pieces:
             made[piece.id] = create_piece(piece, plan.memory.page_bytes)
     except BaseException:
         Ram(made).close()
@@ -83,6 +85,14 @@ def of_process(pid: int, proc: Path = Path("/proc")) -> Ram:
     if not found:
         raise EngineError(f"QEMU (pid {pid}) has no RAM of ours", hint="restart the instance, then try again")
     return Ram(found)
+
+
+def give_back(ram: Ram, names: Collection[str]) -> None:
+    """What these pieces have taken of the host, though somebody has the file open: nobody may use it now."""
+    for name in names:
+        fd = ram.parts[name]
+        with contextlib.suppress(OSError), mmap.mmap(fd, os.fstat(fd).st_size) as view:
+            view.madvise(mmap.MADV_REMOVE)
 
 
 def seal(ram: Ram) -> None:
