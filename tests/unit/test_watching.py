@@ -16,6 +16,7 @@ from innkeeper.agent.watching import Watcher
 from innkeeper.clock import SystemClock
 from innkeeper.engine.base import EventKind
 from innkeeper.engine.fake import FakeEngine, FakeMachine
+from innkeeper.engine.memory import PLAIN_MEMORY
 from innkeeper.spec.instance import InstanceStatus
 
 
@@ -43,7 +44,7 @@ class _World:
 
     def __init__(self, agent: _Agent, monkeypatch: pytest.MonkeyPatch) -> None:
         self.record: Any = SimpleNamespace(uid="uid", name="vm", fork=None)
-        plan: Any = SimpleNamespace(uid="uid", name="vm", epoch=1, cpus=1)
+        plan: Any = SimpleNamespace(uid="uid", name="vm", epoch=1, cpus=1, memory=PLAIN_MEMORY)
         self.machine = FakeMachine(plan, FakeEngine(), 1, agent_open=True)
         self.statuses = {"uid": InstanceStatus(started_at=1.0)}
         self.clock = SystemClock()
