@@ -263,6 +263,8 @@ def _runs_on(daemon: Daemon, guest: Guest) -> bool:
     """A guest that wrote when the disk was full stands still until it is told that there is room; that it did
     may be known only a moment later."""
     _let_run(daemon)
+    ended = daemon.status(guest.name)["ended"]
+    assert ended is None, f"{guest.name} has ended: {ended}; {daemon.show(guest.name)['note']}"
     try:
         return guest.instance.exec(["true"], timeout_s=30).status == 0
     except WrongState:

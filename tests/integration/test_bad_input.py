@@ -206,7 +206,7 @@ def test_a_machine_type_qemu_does_not_know(inn: Inn) -> None:
 
 
 def test_qemu_that_dies_at_start_is_quoted(inn: Inn) -> None:
-    inn("run", "tiny", "--cpu-model", "z80", "-d").failed(1, "unable to find CPU model 'z80'")
+    inn("run", "tiny", "--cpu-model", "z80", "-d").failed(4, "no CPU model z80", "inn cpu models")
     inn("run", "tiny", "--vnc", "192.0.2.99:5999", "-d").failed(1, "192.0.2.99")
 
 

@@ -168,6 +168,8 @@ def test_ctrl_c_in_the_console_goes_to_the_guest(inn: Inn, shared_vm: str) -> No
         terminal.expect(b"^a detaches")
         terminal.type(b"\rsleep 5432\r")
         terminal.expect(b"sleep 5432")
+        # Until it runs, ctrl-C is the shell's, which takes no notice.
+        eventually(lambda: inn("exec", shared_vm, "--", "pidof", "sleep").status == 0, "it sleeps", 20.0)
         terminal.type(b"\x03")
         terminal.type(b"echo after-$((4 + 4))\r")
         terminal.expect(b"after-8")

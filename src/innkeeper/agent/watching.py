@@ -17,7 +17,7 @@ from innkeeper.agent.context import Context, Running
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import EventKind, Exit, RunState
 from innkeeper.errors import EngineError, InnkeeperError, StoreError
-from innkeeper.guest.identity import assume, set_clock
+from innkeeper.guest.identity import assume, catch_up
 from innkeeper.spec.instance import Ended, InstanceRecord, State
 from innkeeper.spec.memory import MemoryNow
 from innkeeper.telemetry.tail import last_lines
@@ -183,7 +183,7 @@ class Watcher:
     async def _wake(self) -> str:
         """Of one that runs on from a moment of its own: what time it is."""
         self._running.woken = False
-        await set_clock(self._running.agent, self._ctx.clock.time)
+        await catch_up(self._running.agent, self._ctx.clock.time)
         return ""
 
     async def _assume_identity(self, times: dict[str, float]) -> str:

@@ -19,11 +19,22 @@ from innkeeper.guest.agent import GuestAgent
 from innkeeper.guest.channel import printable
 from innkeeper.guest.script import run_script
 
+# What is written to /dev/urandom counts from the kernel's next reseeding on, up to a minute later, so that is
+# asked for (images/reseed.py): by our own program, or whatever can do an ioctl. A kernel with vmgenid has
+# done it.
+_RESEED: Final = r"""
+echo "$seed" >/dev/urandom
+/lib/inn/reseed 2>/dev/null ||
+    perl -e 'open(my $f, "<", "/dev/urandom") && ioctl($f, 0x5207, 0) or exit 1' 2>/dev/null ||
+    python3 -c 'import fcntl; fcntl.ioctl(open("/dev/urandom"), 0x5207)' 2>/dev/null ||
+    [ -e /sys/bus/acpi/drivers/vmgenid ] || failed="$failed random-numbers"
+"""
 # Words: $1 host name, $2 machine-id, $3 random seed, $4 "yes" for new SSH host keys, $5 the time, $6 the next
 # whole second and $7 how long until then, then OLD=NEW MACs.
 # Each part stands alone: a guest that lacks a program still gets the rest; what fails is named at the end.
 # Builtins wherever there are some: each process costs an emulated guest milliseconds.
-SCRIPT: Final = r"""
+SCRIPT: Final = (
+    r"""
 name=$1 id=$2 seed=$3 keys=$4 now=$5 whole=$6 wait=$7; shift 7; failed= leases= was=
 routes() { n=0; while read -r iface rest; do [ "$iface" != "$1" ] || n=$((n + 1)); done </proc/net/route; }
 # Where date is a link to busybox it takes whole seconds only: the clock is set when the next one begins.
@@ -31,7 +42,9 @@ routes() { n=0; while read -r iface rest; do [ "$iface" != "$1" ] || n=$((n + 1)
 # group keeps a copy.
 if [ -L /bin/date ]; then (exec </dev/null >/dev/null 2>&1; sleep "$wait"; date -u -s "@$whole") &
 else date -u -s "@$now" >/dev/null 2>&1 || failed="$failed clock"; fi
-echo "$seed" >/dev/urandom
+"""
+    + _RESEED
+    + r"""
 read -r old </proc/sys/kernel/hostname
 echo "$name" >/proc/sys/kernel/hostname || failed="$failed host-name"
 [ ! -f /etc/hostname ] || echo "$name" >/etc/hostname
@@ -87,7 +100,8 @@ if [ -n "$was" ] && [ -d "/var/log/journal/$was" ] && [ ! -e "/var/log/journal/$
 fi
 [ -z "$failed" ] || { echo "$failed" >&2; exit 1; }
 """
-_CLOCK: Final = r"""date -u -s "@$1" || date -u -s "@$2" """
+)
+_WAKE: Final = "seed=$3" + _RESEED + r"""date -u -s "@$1" || date -u -s "@$2" """
 # From asking for the script to its first line, in an emulated guest.
 _SCRIPT_BEGINS_S: Final = 0.02
 
@@ -122,13 +136,14 @@ async def assume(
         raise Failed(f"The guest could not change its {what}")
 
 
-async def set_clock(agent: GuestAgent, now: Callable[[], float]) -> None:
-    """Give the guest the host's time, where that can be done: what has run on from a moment in the past
-    must not go on believing in that moment. In a guest whose date knows whole seconds only it is half a
-    second off at most."""
+async def catch_up(agent: GuestAgent, now: Callable[[], float]) -> None:
+    """Give the guest the host's time, and other random numbers than it was about to draw, where that can be
+    done: what has run on from a moment in the past must not go on believing in that moment. In a guest
+    whose date knows whole seconds only it is half a second off at most."""
     time = now()
+    words = [f"{time + _SCRIPT_BEGINS_S:.3f}", str(round(time)), secrets.token_hex(32)]
     with contextlib.suppress(Failed, GuestTimeout, AgentMissing):
-        ended = await run_script(agent, _CLOCK, f"{time + _SCRIPT_BEGINS_S:.3f}", str(round(time)))
+        ended = await run_script(agent, _WAKE, *words)
         if ended is not None and ended.status == 0:
             return
     # The agent itself waits up to a second for the hardware clock, and fails where the guest has no hwclock

@@ -20,7 +20,7 @@ from typing import Final
 
 from innkeeper.drivers.run import Runner
 from innkeeper.errors import Failed
-from innkeeper.images import cpio, elf, kmodules
+from innkeeper.images import cpio, elf, kmodules, reseed
 from innkeeper.images.debs import KERNELS, PackageTree, Progress, add_packages, dependencies, kernel_meta
 from innkeeper.images.foreign import ARCHITECTURES, Architecture, ForeignApt, architecture
 from innkeeper.images.imagedir import VMLINUX, ImageDraft, ImageManifest, Origin, commit_image, staging
@@ -233,6 +233,8 @@ def _entries(parts: _Parts) -> list[cpio.Entry]:
     own = resources.files("innkeeper.images") / "files"
     for path, (name, mode) in _SCRIPTS.items():
         entries.append(cpio.regular(path, (own / name).read_bytes(), mode))
+    if (reseeding := reseed.program(parts.architecture.name)) is not None:
+        entries.append(cpio.regular("lib/inn/reseed", reseeding, 0o755))
     for path, text in _TEXTS.items():
         entries.append(cpio.regular(path, text.encode(), 0o755 if "/acpi/" in path else 0o644))
     about = f'ID=innkeeper-tiny\nNAME="Innkeeper tiny"\nPRETTY_NAME="Innkeeper tiny, Linux {parts.release}"\n'

@@ -18,7 +18,7 @@ from innkeeper.agent.context import Context, Running
 from innkeeper.agent.ops import fork
 from innkeeper.engine import plan_file
 from innkeeper.errors import Failed
-from innkeeper.guest.identity import set_clock
+from innkeeper.guest.identity import catch_up
 from innkeeper.spec.instance import ForkOrigin, InstanceRecord, State
 
 
@@ -82,4 +82,4 @@ async def _over(ctx: Context, record: InstanceRecord, running: Running) -> None:
     layers.sweep(ctx)
     ctx.spares.changed.set()
     if running.machine.agent_open:
-        await set_clock(running.agent, ctx.clock.time)
+        await catch_up(running.agent, ctx.clock.time)
