@@ -74,6 +74,16 @@ CASES = {
     "died, policy on-failure": (record("on-failure"), seen(ended=ended(2, "qemu-died")), Step.RESTART),
     "died, policy never": (record(), seen(ended=ended(2, "qemu-died")), None),
     "killed by a verb, policy always": (record("always"), seen(ended=ended(2, "killed")), None),
+    "made, then something fails before any other verb": (
+        record(generation=1, remove_if_start_fails=True),
+        seen(epoch=2, paused=True, generation=1, failure=failed(1)),
+        None,
+    ),
+    "its first start fails": (
+        record(generation=1, remove_if_start_fails=True),
+        seen(failure=failed(1)),
+        Step.DISCARD,
+    ),
     "failed at this": (record(), seen(failure=failed(3)), None),
     "failed at an earlier verb": (record(), seen(failure=failed(2)), Step.START),
     "removed, runs": (record(removed=True), seen(epoch=2), Step.KILL),

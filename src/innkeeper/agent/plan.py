@@ -96,8 +96,11 @@ def _ended_by_itself(wanted: Wanted, seen: Seen) -> bool:
 
 
 def _failed_creation(wanted: Wanted, seen: Seen) -> bool:
-    """The verb that made it failed: nothing half-made may stay."""
+    """The verb that made it failed: nothing half-made may stay. Once that verb has been answered for, no
+    failure is the creation's any more, though no other verb may have come since."""
     failure = seen.status.failure
+    if seen.status.generation >= 1:
+        return False
     if failure is None or failure.generation != 1 or wanted.generation != 1:
         return False
     return not seen.status.created or wanted.remove_if_start_fails

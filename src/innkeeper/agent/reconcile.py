@@ -277,6 +277,8 @@ class Reconciler:
         log.warning("%s of %s: %s", step.value, record.name, failure.message)
         if step in (Step.FREEZE, Step.PROMOTE):
             return  # who waits was told; the VM itself is as before
+        if isinstance(error, StoreError) and step in _OF_RUNNING:
+            raise error  # the VM did what was asked; it is looked at again when there is room
         changes: dict[str, Any] = {}
         if record.uid not in self._ctx.running:
             created = self._ctx.statuses[record.uid].created if record.uid in self._ctx.statuses else False
