@@ -108,7 +108,7 @@ def test_a_copy_that_never_got_its_state_is_given_up(tmp_path: Path) -> None:
 
         async def to_fork() -> None:
             await world.repo.change_instance("copy", lambda one, _: record)
-            status = copy.status.model_copy(update={"epoch": 0, "state": State.STARTING})
+            status = copy.status.model_copy(update={"generation": 0, "epoch": 0, "state": State.STARTING})
             await world.repo.put_status("copy", record.uid, status)
 
         await to_fork()

@@ -243,12 +243,10 @@ class Reconciler:
             return True
         error = work.exception()
         if error is None:
-            latest = self._records.get(record.name)
-            # Forgotten: its end may not have come from the store yet, or the name is another's already.
+            latest = self._records.get(record.name)  # of one forgotten: not told of yet, or another's already
             return step is not Step.FORGET or (latest is not None and latest.uid != record.uid)
         await self._fail(step, record, error)
-        # A removal that fails is tried again with the next verb or start of the daemon.
-        return step not in (Step.KILL, Step.DISCARD, Step.FORGET)
+        return step not in (Step.KILL, Step.DISCARD, Step.FORGET)  # tried again with the next verb or start
 
     async def _operation(self, step: Step, record: InstanceRecord) -> None:
         if step is Step.RESTART:
@@ -281,8 +279,8 @@ class Reconciler:
             raise error  # the VM did what was asked; it is looked at again when there is room
         changes: dict[str, Any] = {}
         if record.uid not in self._ctx.running:
-            created = self._ctx.statuses[record.uid].created if record.uid in self._ctx.statuses else False
-            changes["state"] = State.STOPPED if created else State.PENDING
+            status = self._ctx.statuses.get(record.uid)
+            changes["state"] = State.STOPPED if status and status.created else State.PENDING
         await self._ctx.publish(record, durable=True, failure=failure, **changes)
         if record.uid in self._watchers:
             await self._watchers[record.uid].check()  # one that did not answer shows as hung at once
