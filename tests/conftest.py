@@ -3,6 +3,7 @@
     tiny_image, debian_image      directories of images, built once and kept between runs
     template_state                a state directory that knows the image `tiny`
     daemon                        a daemon shared by all tests that do not damage it
+    host                          a daemon of one module's own, which may kill it; VMs come and go
     fresh                         makes daemons of a test's own; each must leave nothing
     inn                           the command line of `daemon`
     created, started, ready       an instance of `tiny` of the test's own, on `daemon`
@@ -70,6 +71,20 @@ def bare_state() -> Iterator[Path]:
         assert daemon.stop() == 0
         yield daemon.state
     finally:
+        daemon.close()
+
+
+@pytest.fixture(scope="module")
+def host(template_state: Path) -> Iterator[Daemon]:
+    """What is left is looked for by its tests themselves (vms.forks), more closely than `ambient` does."""
+    state = short_directory()
+    templates.copy_state(template_state, state)
+    daemon = Daemon(state).start()
+    daemon.checked = True
+    try:
+        yield daemon
+    finally:
+        print(f"the daemon's log:\n{daemon.tail()}")  # shown when a test fails
         daemon.close()
 
 

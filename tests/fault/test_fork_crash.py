@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from innkeeper.agent.context import CHECKPOINTS
 from innkeeper.errors import InnkeeperError, NotFound
-from vms import forks, templates
-from vms.daemon import Daemon, short_directory
+from vms import forks
+from vms.daemon import Daemon
 from vms.forks import Guest, Parent
 
 pytestmark = pytest.mark.vm
@@ -27,26 +26,13 @@ STOPPED_POINTS = ["fork.layers", "fork.chained", "fork.done", "copy.begun", "cop
 MOST_LAYERS = 16
 
 
-@pytest.fixture(scope="module")
-def lasting(template_state: Path) -> Iterator[Daemon]:
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        print(f"the daemon's log:\n{daemon.tail()}")  # shown when a test fails
-        daemon.close()
-
-
 @pytest.fixture(autouse=True)
-def nothing_for_the_next(lasting: Daemon) -> Iterator[None]:
+def nothing_for_the_next(host: Daemon) -> Iterator[None]:
     """One test that fails must not take the others with it."""
     yield
-    for name in set(lasting.names()) - {"parent"}:
+    for name in set(host.names()) - {"parent"}:
         with contextlib.suppress(InnkeeperError):
-            Guest(lasting, name).remove()
+            Guest(host, name).remove()
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +41,12 @@ def parents() -> list[Parent]:
 
 
 @pytest.fixture
-def parent(lasting: Daemon, parents: list[Parent]) -> Parent:
+def parent(host: Daemon, parents: list[Parent]) -> Parent:
     if not parents:
-        parents.append(Parent(lasting))
-    elif len(forks.chain(lasting, "parent")) > MOST_LAYERS:
+        parents.append(Parent(host))
+    elif len(forks.chain(host, "parent")) > MOST_LAYERS:
         parents.pop().remove()
-        parents.append(Parent(lasting))
+        parents.append(Parent(host))
     return parents[0]
 
 
@@ -86,10 +72,10 @@ def _settle(daemon: Daemon, name: str) -> list[Guest]:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_in_the_fork_of_a_running_vm(lasting: Daemon, parent: Parent, point: str) -> None:
+def test_killed_in_the_fork_of_a_running_vm(host: Daemon, parent: Parent, point: str) -> None:
     parent.note(f"before-{point}")
-    _crash_in_fork(lasting, point, "parent")
-    copies = _settle(lasting, "parent")
+    _crash_in_fork(host, point, "parent")
+    copies = _settle(host, "parent")
     known = parent.marks
     parent.check_all()
     parent.note(f"after-{point}")
@@ -99,24 +85,24 @@ def test_killed_in_the_fork_of_a_running_vm(lasting: Daemon, parent: Parent, poi
         copy.check(*known, "own")
     parent.check_all()
     # And all goes on: the copy of now has what the parent has now.
-    lasting.client.instances.handle("parent").fork(name="again")
-    again = Guest(lasting, "again")
+    host.client.instances.handle("parent").fork(name="again")
+    again = Guest(host, "again")
     again.check(*parent.marks)
     for copy in (*copies, again):
         copy.remove()
     parent.check_all()
-    forks.assert_nothing_remains(lasting)
+    forks.assert_nothing_remains(host)
 
 
 @pytest.mark.parametrize("point", STOPPED_POINTS)
-def test_killed_in_the_fork_of_a_stopped_vm(lasting: Daemon, point: str) -> None:
+def test_killed_in_the_fork_of_a_stopped_vm(host: Daemon, point: str) -> None:
     spec = forks.SPEC | {"networks": []}
-    lasting.client.instances.create(spec, name="still", wait="running")
-    _crash_in_fork(lasting, point, "still")
-    copies = _settle(lasting, "still")
-    assert lasting.status("still")["state"] == "stopped"
-    assert len(forks.chain(lasting, "still")) in (1, 2)
-    lasting.client.instances.handle("still").fork(name="again", wait="running")
-    for guest in (*copies, Guest(lasting, "again"), Guest(lasting, "still")):
+    host.client.instances.create(spec, name="still", wait="running")
+    _crash_in_fork(host, point, "still")
+    copies = _settle(host, "still")
+    assert host.status("still")["state"] == "stopped"
+    assert len(forks.chain(host, "still")) in (1, 2)
+    host.client.instances.handle("still").fork(name="again", wait="running")
+    for guest in (*copies, Guest(host, "again"), Guest(host, "still")):
         guest.remove()
-    forks.assert_nothing_remains(lasting)
+    forks.assert_nothing_remains(host)

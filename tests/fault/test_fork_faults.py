@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from innkeeper.errors import InnkeeperError, NotFound, WrongState
-from vms import forks, templates, traces
+from vms import forks, traces
 from vms.daemon import Daemon, short_directory
 from vms.forks import Guest, Parent
 from vms.waiting import eventually
@@ -29,19 +29,6 @@ pytestmark = pytest.mark.vm
 
 Fresh = Callable[..., Daemon]
 APPEARS_WITHIN_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def host(template_state: Path) -> Iterator[Daemon]:
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        print(f"the daemon's log:\n{daemon.tail()}")  # shown when a test fails
-        daemon.close()
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ import pytest
 
 from innkeeper.agent.context import CHECKPOINTS
 from innkeeper.errors import InnkeeperError
-from vms import forks, templates
-from vms.daemon import Daemon, short_directory
+from vms import forks
+from vms.daemon import Daemon
 from vms.forks import Guest
 from vms.waiting import eventually
 
@@ -33,21 +33,9 @@ def _points(prefix: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def lasting(template_state: Path) -> Iterator[Daemon]:
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        daemon.close()
-
-
-@pytest.fixture(scope="module")
-def web(lasting: Daemon) -> Iterator[Guest]:
+def web(host: Daemon) -> Iterator[Guest]:
     """With a snapshot `ground`, to which every test goes back."""
-    guest = forks.boot(lasting, "web")
+    guest = forks.boot(host, "web")
     guest.write("ground")
     guest.instance.snapshots.create("ground")
     yield guest
@@ -83,9 +71,9 @@ def _finish(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("point", _points("snapshot."))
-def test_killed_while_one_is_taken(lasting: Daemon, web: Guest, point: str) -> None:
+def test_killed_while_one_is_taken(host: Daemon, web: Guest, point: str) -> None:
     web.write("more")
-    _crash(lasting, point, lambda: web.instance.snapshots.create("new", timeout_s=60))
+    _crash(host, point, lambda: web.instance.snapshots.create("new", timeout_s=60))
     _settled(web)
     web.check("ground", "more")
     ready = point == "snapshot.done"
@@ -100,9 +88,9 @@ def test_killed_while_one_is_taken(lasting: Daemon, web: Guest, point: str) -> N
 
 
 @pytest.mark.parametrize("point", ["snapshot.frozen", "snapshot.commit", "snapshot.done"])
-def test_killed_while_it_is_saved(lasting: Daemon, web: Guest, point: str) -> None:
+def test_killed_while_it_is_saved(host: Daemon, web: Guest, point: str) -> None:
     web.write("more")
-    _crash(lasting, point, lambda: web.instance.save(timeout_s=60))
+    _crash(host, point, lambda: web.instance.save(timeout_s=60))
     if point == "snapshot.done":
         _settled(web, "stopped")
         web.instance.restore()
@@ -112,11 +100,11 @@ def test_killed_while_it_is_saved(lasting: Daemon, web: Guest, point: str) -> No
 
 
 @pytest.mark.parametrize("point", _points("revert."))
-def test_killed_while_it_is_restored(lasting: Daemon, web: Guest, point: str) -> None:
+def test_killed_while_it_is_restored(host: Daemon, web: Guest, point: str) -> None:
     web.write("lost")
-    _crash(lasting, point, lambda: web.instance.snapshots.restore("ground", timeout_s=60))
+    _crash(host, point, lambda: web.instance.snapshots.restore("ground", timeout_s=60))
     _settled(web)
-    eventually(lambda: lasting.show("web")["ready"], "it is ready again", 30.0)
+    eventually(lambda: host.show("web")["ready"], "it is ready again", 30.0)
     web.check("ground")
     web.write("own")
     web.check("ground", "own")
@@ -124,10 +112,10 @@ def test_killed_while_it_is_restored(lasting: Daemon, web: Guest, point: str) ->
 
 
 @pytest.mark.parametrize("point", _points("unsnapshot."))
-def test_killed_while_one_is_removed(lasting: Daemon, web: Guest, point: str) -> None:
+def test_killed_while_one_is_removed(host: Daemon, web: Guest, point: str) -> None:
     web.instance.snapshots.create("going")
     web.write("more")
-    _crash(lasting, point, lambda: web.instance.snapshots.remove("going"))
+    _crash(host, point, lambda: web.instance.snapshots.remove("going"))
     gone = [{"name": "ground"}]
     eventually(
         lambda: [{"name": one["name"]} for one in web.instance.snapshots.list()] == gone, "it goes", 20.0

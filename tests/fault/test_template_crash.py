@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from innkeeper.agent.context import CHECKPOINTS
 from innkeeper.errors import InnkeeperError, NotFound
-from vms import forks, templates
-from vms.daemon import Daemon, short_directory
+from vms import forks
+from vms.daemon import Daemon
 from vms.forks import Guest
 from vms.waiting import eventually
 
@@ -27,31 +26,18 @@ COPYING = ["copy.begun", "copy.made", "start.launched", "copy.started"]
 
 
 @pytest.fixture(scope="module")
-def lasting(template_state: Path) -> Iterator[Daemon]:
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        print(f"the daemon's log:\n{daemon.tail()}")  # shown when a test fails
-        daemon.close()
-
-
-@pytest.fixture(scope="module")
-def base(lasting: Daemon) -> Guest:
-    guest = forks.boot(lasting, "base")
+def base(host: Daemon) -> Guest:
+    guest = forks.boot(host, "base")
     guest.write("first")
     return guest
 
 
 @pytest.fixture(autouse=True)
-def nothing_for_the_next(lasting: Daemon) -> Iterator[None]:
+def nothing_for_the_next(host: Daemon) -> Iterator[None]:
     yield
-    for name in set(lasting.names()) - {"base"}:
+    for name in set(host.names()) - {"base"}:
         with contextlib.suppress(InnkeeperError):
-            Guest(lasting, name).remove()
+            Guest(host, name).remove()
 
 
 def crash(daemon: Daemon, point: str, act: object) -> None:
@@ -72,53 +58,53 @@ def copy_has_it(daemon: Daemon, base: Guest) -> None:
 
 
 @pytest.mark.parametrize("point", MAKING)
-def test_while_it_is_made(lasting: Daemon, base: Guest, point: str) -> None:
+def test_while_it_is_made(host: Daemon, base: Guest, point: str) -> None:
     boot = base.boot_id()
-    crash(lasting, point, lambda: base.instance.template(timeout_s=30))
-    eventually(lambda: lasting.show("base")["template"], "it becomes a template all the same", 30.0)
-    forks.assert_nothing_remains(lasting)
-    copy_has_it(lasting, base)
+    crash(host, point, lambda: base.instance.template(timeout_s=30))
+    eventually(lambda: host.show("base")["template"], "it becomes a template all the same", 30.0)
+    forks.assert_nothing_remains(host)
+    copy_has_it(host, base)
     base.instance.resume()
     assert base.boot_id() == boot, "it was booted anew"
     base.check("first")
 
 
-def test_while_it_wakes(lasting: Daemon, base: Guest) -> None:
+def test_while_it_wakes(host: Daemon, base: Guest) -> None:
     boot = base.boot_id()
     base.instance.template()
-    crash(lasting, "wake.done", base.instance.resume)
-    assert not lasting.show("base")["template"]
+    crash(host, "wake.done", base.instance.resume)
+    assert not host.show("base")["template"]
     assert base.boot_id() == boot
     base.check("first")
-    forks.assert_nothing_remains(lasting)
+    forks.assert_nothing_remains(host)
 
 
 @pytest.mark.parametrize("point", SPARES)
-def test_while_a_spare_is_made(lasting: Daemon, base: Guest, point: str) -> None:
+def test_while_a_spare_is_made(host: Daemon, base: Guest, point: str) -> None:
     base.instance.template(pool=0)
-    crash(lasting, point, lambda: base.instance.template(pool=1))
-    eventually(lambda: lasting.show("base")["status"]["spares"] == 1, "the pool is full", 30.0)
+    crash(host, point, lambda: base.instance.template(pool=1))
+    eventually(lambda: host.show("base")["status"]["spares"] == 1, "the pool is full", 30.0)
     base.instance.template(pool=0)
-    eventually(lambda: len(lasting.qemus()) == 1, "its spare has gone", 20.0)
-    forks.assert_nothing_remains(lasting)
+    eventually(lambda: len(host.qemus()) == 1, "its spare has gone", 20.0)
+    forks.assert_nothing_remains(host)
 
 
 @pytest.mark.parametrize("pool", [0, 1])
 @pytest.mark.parametrize("point", COPYING)
-def test_while_a_copy_starts(lasting: Daemon, base: Guest, point: str, pool: int) -> None:
+def test_while_a_copy_starts(host: Daemon, base: Guest, point: str, pool: int) -> None:
     def act() -> None:
         if pool:
-            eventually(lambda: lasting.show("base")["status"]["spares"] == 1, "the pool is full", 30.0)
+            eventually(lambda: host.show("base")["status"]["spares"] == 1, "the pool is full", 30.0)
         base.instance.fork(name="copy", timeout_s=30)
 
     base.instance.template(pool=pool)
-    crash(lasting, point, act)
+    crash(host, point, act)
     base.instance.template(pool=0)
     with contextlib.suppress(NotFound):
-        lasting.client.instances.handle("copy").wait("ready", timeout_s=60)
-        copy = Guest(lasting, "copy")
+        host.client.instances.handle("copy").wait("ready", timeout_s=60)
+        copy = Guest(host, "copy")
         copy.check("first")
         assert copy.sh("hostname") == "copy"
-    eventually(lambda: len(lasting.qemus()) == len(lasting.names()), "no spare is left", 20.0)
-    forks.assert_nothing_remains(lasting)
-    copy_has_it(lasting, base)
+    eventually(lambda: len(host.qemus()) == len(host.names()), "no spare is left", 20.0)
+    forks.assert_nothing_remains(host)
+    copy_has_it(host, base)

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from vms import templates
-from vms.daemon import Daemon, short_directory
+from vms.daemon import Daemon
 from vms.forks import Guest, assert_nothing_remains
 
 pytestmark = pytest.mark.vm
-
-
-@pytest.fixture(scope="module")
-def host(template_state: Path) -> Iterator[Daemon]:
-    """A daemon of these tests: it is killed, and processes of its VMs come and go by their forks."""
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        print(f"the daemon's log:\n{daemon.tail()}")  # shown when a test fails
-        daemon.close()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 
 from innkeeper.errors import BadRequest, InnkeeperError, NotFound, Unsupported
 from vms import forks, templates
-from vms.daemon import Daemon, short_directory
+from vms.daemon import Daemon
 from vms.forks import DISK, MEMORY, Guest
 from vms.terminal import CTRL_BRACKET, Terminal
 from vms.waiting import eventually
@@ -26,19 +26,6 @@ from vms.waiting import eventually
 pytestmark = pytest.mark.vm
 LONG = bool(os.environ.get("INNKEEPER_LONG"))
 long_form = pytest.mark.skipif(not LONG, reason="of the long form of the fork tests: set INNKEEPER_LONG=1")
-
-
-@pytest.fixture(scope="module")
-def host(template_state: Path) -> Iterator[Daemon]:
-    """A daemon of these tests: processes of its VMs come and go by their forks."""
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        daemon.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from innkeeper.errors import Unsupported, WrongState
-from vms import forks, templates
-from vms.daemon import Daemon, short_directory
+from vms import forks
+from vms.daemon import Daemon
 from vms.forks import Guest
 from vms.waiting import eventually
 
 pytestmark = pytest.mark.vm
-
-
-@pytest.fixture(scope="module")
-def host(template_state: Path) -> Iterator[Daemon]:
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        daemon.close()
 
 
 @pytest.fixture(scope="module")
