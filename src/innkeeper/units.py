@@ -71,6 +71,30 @@ def human_size(size_bytes: float) -> str:
     return f"{value:.1f} TiB"
 
 
+def parse_cores(text: str | int | float) -> int:
+    """Thousandths of a core from ``1.5``, ``1500m`` or a plain number of cores.
+
+    Raises BadRequest for another unit, a negative number or less than a thousandth.
+    """
+    hint = "write it like 1.5 or 1500m"
+    match = None if isinstance(text, bool) else _NUMBER_UNIT.fullmatch(str(text))
+    if match is None or match.group(2) not in ("", "m"):
+        raise BadRequest(f"Not an amount of CPU: {text!r}", hint=hint)
+    number, unit = match.groups()
+    whole, _, fraction = number.partition(".")
+    thousandths = int(whole + fraction) * (1 if unit else 1000)
+    if thousandths % 10 ** len(fraction):
+        raise BadRequest(f"CPU is counted in thousandths of a core: {text!r}", hint=hint)
+    return int(thousandths // 10 ** len(fraction))
+
+
+def format_cores(millicores: int) -> str:
+    """The exact amount as short as it goes: 1500 -> ``1.5``, 2000 -> ``2``, 75 -> ``75m``."""
+    if millicores % 100 == 0:
+        return f"{millicores / 1000:g}"
+    return f"{millicores}m"
+
+
 def parse_duration(text: str | int | float) -> float:
     """Seconds from ``30s``, ``5m``, ``250ms``, ``1h`` or a plain number of seconds."""
     if isinstance(text, int | float) and not isinstance(text, bool):

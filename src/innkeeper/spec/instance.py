@@ -14,6 +14,7 @@ from innkeeper.spec.base import Model, Name, Size, worded
 from innkeeper.spec.cpu import Cpu, CpuUpdate, has_hotplug
 from innkeeper.spec.memory import Memory, MemoryNow, MemoryUpdate
 from innkeeper.spec.numa import GuestNuma, NodeShare
+from innkeeper.spec.qos import Qos
 from innkeeper.units import KiB, MiB
 
 MAX_DISKS: Final = 24
@@ -177,6 +178,7 @@ class InstanceSpec(Model):
     disks: tuple[Disk, ...] = Field(default=(), max_length=MAX_DISKS)
     networks: tuple[Network, ...] = Field(default=(Network(),), max_length=MAX_NETWORKS)
     display: Display = Display()
+    qos: Qos = Qos()
     user_data: str = Field(default="", max_length=512 * KiB, description="cloud-init user data.")
     restart_policy: Literal["never", "on-failure", "always"] = Field(
         default="never", description="Whether to start it again when it ended without being asked to."

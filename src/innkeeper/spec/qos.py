@@ -1,0 +1,116 @@
+"""Quality of service: what an instance is promised of its host, and what it may take at most.
+
+The triple is that of proportional-share resource management: `shares` say who gets more where there is not
+enough for all, a `reservation` is had whatever the others do, a `limit` is never exceeded (C. Waldspurger,
+Memory Resource Management in VMware ESX Server, OSDI 2002, sections 4 and 5).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from innkeeper.errors import BadRequest
+from innkeeper.spec.base import Model, Size
+from innkeeper.units import format_cores, format_size, parse_cores
+
+ShareWord = Literal["low", "normal", "high"]
+# Per vCPU, and per MiB of memory the same numbers divided by 100: 5, 10 and 20.
+SHARES: Final[dict[ShareWord, int]] = {"low": 500, "normal": 1000, "high": 2000}
+MIN_SHARES: Final = 1
+MAX_SHARES: Final = 100_000
+
+
+def _cores(value: Any) -> int:
+    try:
+        return parse_cores(value)
+    except BadRequest as error:
+        raise ValueError(f"{error}; {error.hint}") from None
+    except TypeError:
+        raise ValueError(f"Not an amount of CPU: {value!r}; write it like 1.5 or 1500m") from None
+
+
+def _shares(value: Any) -> Any:
+    """A number given as text, as `inn set` gives it, is a number."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+def _or_none(value: Any) -> Any:
+    """`inn set web qos.cpu.limit=` takes a limit away."""
+    return None if value == "" else value
+
+
+# In thousandths of a core.
+Cores = Annotated[
+    int, BeforeValidator(_cores), PlainSerializer(format_cores, return_type=str, when_used="json")
+]
+Shares = Annotated[ShareWord | Annotated[int, Field(ge=MIN_SHARES, le=MAX_SHARES)], BeforeValidator(_shares)]
+
+
+def share_number(shares: ShareWord | int) -> int:
+    return shares if isinstance(shares, int) else SHARES[shares]
+
+
+class CpuQos(Model):
+    """CPU time of the whole VM: vCPUs and QEMU's own threads."""
+
+    shares: Shares = Field(
+        default="normal",
+        description="low, normal or high (500, 1000, 2000), or a number, per vCPU: its part of a busy host.",
+    )
+    reservation: Cores = Field(
+        default=0, description="Cores it has whenever it wants them, such as 1.5 or 1500m."
+    )
+    limit: Annotated[Cores | None, BeforeValidator(_or_none)] = Field(
+        default=None, description="Cores it takes at most. Default: none."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CpuQos:
+        if self.limit is not None and self.limit == 0:
+            raise ValueError("a limit of 0 cores would stop it; use inn pause")
+        if self.limit is not None and self.reservation > self.limit:
+            raise ValueError(
+                f"a reservation of {format_cores(self.reservation)} cores is more than"
+                f" the limit of {format_cores(self.limit)}"
+            )
+        return self
+
+
+class MemoryQos(Model):
+    """Memory of the host that the guest's RAM lies in, and what QEMU needs beside it."""
+
+    shares: Shares = Field(
+        default="normal", description="low, normal or high, or a number: who keeps more when memory is short."
+    )
+    reservation: Size = Field(
+        default=0, description="Memory of the host it keeps whatever happens: never ballooned or swapped."
+    )
+    limit: Annotated[Size | None, BeforeValidator(_or_none)] = Field(
+        default=None,
+        description="Memory of the host it may take, guest RAM and QEMU together. Default: what it needs.",
+    )
+    swap: Literal["auto", "never"] | Size = Field(
+        default="auto",
+        description="`auto`: swapped out when the host is pressed; `never`; or up to so much.",
+    )
+    balloon: Literal["auto", "never"] = Field(
+        default="auto", description="`auto`: memory it leaves idle goes to others when the host is pressed."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MemoryQos:
+        if self.limit is not None and self.reservation > self.limit:
+            raise ValueError(
+                f"a reservation of {format_size(self.reservation)} is more than"
+                f" the limit of {format_size(self.limit)}"
+            )
+        return self
+
+
+class Qos(Model):
+    """Everything may change while the instance runs."""
+
+    cpu: CpuQos = CpuQos()
+    memory: MemoryQos = MemoryQos()
