@@ -13,6 +13,7 @@ import pytest
 from fakes.world import World
 from helpers import run
 from innkeeper.agent import chains
+from innkeeper.agent.ops import copy as copies
 from innkeeper.agent.ops import fork as copying
 from innkeeper.api.verbs.fork import ForkOptions, fork, names_of
 from innkeeper.clock import SystemClock
@@ -198,6 +199,32 @@ def test_a_copy_that_does_not_start_takes_its_siblings_along(play: Callable[[Sce
             assert [view.name for view in await world.repo.instances()] == ["web"]
             assert (await world.repo.view("web")).status.state is State.RUNNING
             assert not list(world.paths.moments.iterdir())
+
+    play(scenario)
+
+
+def test_copies_whose_files_cannot_be_made_let_go_of_the_moment(
+    play: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have nothing that would have to be removed; the moment had the RAM of the parent open for ever."""
+
+    async def scenario(world: World) -> None:
+        async with world.daemon() as ctx:
+            await world.create(spec=DISK)
+
+            def full(*_: object) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            monkeypatch.setattr(copies, "own_layer", full)
+            with pytest.raises(NoCapacity, match="no space left"):
+                await forked(world, count=2)
+            monkeypatch.undo()
+            assert [view.name for view in await world.repo.instances()] == ["web"]
+            while ctx.moments.tokens():
+                await asyncio.sleep(0.001)
+            assert not list(world.paths.moments.iterdir())
+            while len(layers(world)) != 1:  # that which the parent itself stands on
+                await asyncio.sleep(0.001)
 
     play(scenario)
 
