@@ -237,14 +237,15 @@ class _Seen:
         self._state = self._now()
         self._descriptors = traces.descriptor_names(daemon.pid)
 
-    def _now(self) -> tuple[set[int], set[str]]:
-        return set(self._daemon.helpers()), traces.instance_files(self._daemon.paths)
+    def _now(self) -> tuple[set[int], set[str], list[str]]:
+        paths = self._daemon.paths
+        return set(self._daemon.helpers()), traces.instance_files(paths), traces.control_groups(paths.state)
 
     def compare(self, *, errors_expected: bool) -> None:
         assert self._daemon.alive, "the shared daemon ended"
         eventually(
             lambda: self._now() == self._state or None,
-            f"processes and files as before the test, {self._state}; now {self._now()}",
+            f"processes, files and control groups as before the test, {self._state}; now {self._now()}",
             SETTLE_S,
         )
         if self._daemon.pid == self._pid:

@@ -15,6 +15,7 @@ from innkeeper.agent.reconcile import Reconciler
 from innkeeper.agent.recovery import recover
 from innkeeper.agent.snapshots import SnapshotKeeper
 from innkeeper.clock import SystemClock
+from innkeeper.drivers.cgroup import Cgroups
 from innkeeper.drivers.run import FaultyRunner, SystemRunner
 from innkeeper.engine.fake import FakeEngine, FakeMachine
 from innkeeper.paths import Paths
@@ -70,10 +71,19 @@ class World:
         self.repo = Repo(self.store)
         self.runner = FaultyRunner(SystemRunner())
         self.host = FakeHost()
+        self.cgroups = Cgroups()
         self.ctx = self._context()
 
     def _context(self) -> Context:
-        return Context(self.paths, self.runner, self.engine, self.repo, SystemClock(), self.host)
+        return Context(
+            self.paths,
+            self.runner,
+            self.engine,
+            self.repo,
+            SystemClock(),
+            self.host,
+            cgroups=self.cgroups,
+        )
 
     @contextlib.asynccontextmanager
     async def daemon(self) -> AsyncIterator[Context]:

@@ -10,7 +10,6 @@ import pytest
 
 from vms import labhost
 from vms.daemon import Daemon
-from vms.waiting import eventually
 
 Note = Callable[[str, object], None]
 PERIOD_US = 100_000
@@ -29,17 +28,11 @@ def busy(plain_host: Daemon) -> Iterator[int]:
 
 @pytest.fixture
 def group(busy: int) -> Iterator[Path]:
-    """A cgroup of its own, which QEMU with all its threads is moved into."""
-    (labhost.CGROUPS / "cgroup.subtree_control").write_text("+cpu +memory")
-    path = labhost.CGROUPS / "inn-lab-test"
-    path.mkdir()
-    home = labhost.cgroup_of(busy)
-    (path / "cgroup.procs").write_text(str(busy))
+    """The VM's own, which QEMU was started into."""
+    path = labhost.cgroup_of(busy)
+    assert path.parent.name.startswith("innkeeper-")
     yield path
-    if Path(f"/proc/{busy}").exists():
-        (home / "cgroup.procs").write_text(str(busy))
-    eventually(lambda: not (path / "cgroup.procs").read_text(), "the cgroup is empty", 10.0)
-    path.rmdir()
+    (path / "cpu.max").write_text("max")
 
 
 def rate(pid: int) -> float:

@@ -19,6 +19,7 @@ from innkeeper.agent import probes
 from innkeeper.agent.doctor import CHECKS, DoctorContext, Finding, examine
 from innkeeper.agent.doctor.base import Check, run_checks
 from innkeeper.agent.doctor.checks_tools import greeting_version
+from innkeeper.drivers.cgroup import Cgroups
 from innkeeper.drivers.run import Finished, SystemRunner, missing_program
 from innkeeper.engine import kvm
 from innkeeper.errors import CommandFailed, NotFound
@@ -350,3 +351,18 @@ def test_no_check_leaves_anything_in_a_bare_host(tmp_path: Path, monkeypatch: py
         assert [one.name for one in found] == list(CHECKS)
         assert not [one for one in found if "the check itself" in one.detail]
         assert list(tmp_path.iterdir()) == []
+
+
+# ---- quality of service ----
+
+
+def test_what_of_qos_can_be_kept(tmp_path: Path) -> None:
+    assert look("qos", context(tmp_path)).verdict == "info"
+    works = Cgroups({"cpu": "", "memory": "", "io": ""})
+    assert look("qos", context(tmp_path, cgroups=works)).verdict == "ok"
+    partly = Cgroups({"cpu": "it was not delegated to /x", "memory": "", "io": ""})
+    found = look("qos", context(tmp_path, cgroups=partly, uid=1000))
+    assert found.verdict == "info"
+    assert "of: memory, disk time; not of CPU time: it was not delegated to /x" in found.detail
+    assert "Delegate=yes" in found.repair
+    assert look("qos", context(tmp_path, cgroups=Cgroups())).verdict == "warn"

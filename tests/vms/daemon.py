@@ -182,6 +182,7 @@ class Daemon:
         assert status == 0, f"the daemon ended with {status}: {self.tail()}"
         eventually(lambda: not traces.processes(self.mark), "all its processes are gone", 5.0)
         assert traces.leftovers(self.paths) == []
+        assert traces.control_groups(self.paths.state) == []
         if not self.errors_expected:
             assert traces.complaints(self.log) == []
 

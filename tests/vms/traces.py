@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -83,10 +84,19 @@ def _entries(directory: Path) -> list[str]:
 
 
 def host_objects() -> set[str]:
-    """Network devices and cgroups of ours: none yet, and so none may appear."""
-    devices = {name for name in os.listdir("/sys/class/net") if name.startswith(("inn", "ink"))}
-    groups = {path for path, _, _ in os.walk("/sys/fs/cgroup") if "innkeeper" in os.path.basename(path)}
-    return devices | groups
+    """Network devices of ours: none yet, and so none may appear."""
+    return {name for name in os.listdir("/sys/class/net") if name.startswith(("inn", "ink"))}
+
+
+def control_groups(state: Path) -> list[str]:
+    """Those of the VMs of one daemon, in all hierarchies; other daemons of the host have their own."""
+    name = f"innkeeper-{hashlib.sha256(str(state).encode()).hexdigest()[:12]}"
+    found = []
+    for path, directories, _ in os.walk("/sys/fs/cgroup"):
+        if os.path.basename(path) == name:
+            found += [f"{path}/{one}" for one in directories]
+            directories.clear()
+    return sorted(found)
 
 
 def complaints(log: Path, start: int = 0) -> list[str]:

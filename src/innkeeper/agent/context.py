@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from innkeeper.agent.moments import Moments
 from innkeeper.agent.spares import Spares
 from innkeeper.clock import Clock
+from innkeeper.drivers.cgroup import Cgroups
 from innkeeper.drivers.run import Owner, Runner
 from innkeeper.engine.base import Engine, LaunchPlan, Machine
 from innkeeper.errors import StoreError
@@ -122,6 +123,7 @@ class Context:
     records: dict[str, InstanceRecord] = field(default_factory=dict)  # what is wanted, by name
     moments: Moments = field(default_factory=Moments)
     spares: Spares = field(default_factory=Spares)
+    cgroups: Cgroups = field(default_factory=Cgroups)
     on_launched: Callable[[InstanceRecord, Running], None] = lambda record, running: None
     on_stand_in: Callable[[str, RuntimeFiles], Awaitable[None]] = _nobody_listens  # it may become the VM
     on_replaced: Callable[[InstanceRecord, Running, Machine], Awaitable[None]] = _nobody_watches
@@ -129,6 +131,8 @@ class Context:
     launch_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LAUNCHES_AT_ONCE))
     snapshot_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
     unsaved: set[str] = field(default_factory=set)  # uids whose status the store could not take
+    launching: set[str] = field(default_factory=set)  # uids whose QEMU is about to run
+    qos_changed: asyncio.Event = field(default_factory=asyncio.Event)  # look again who is to have what
     freed: asyncio.Event = field(default_factory=asyncio.Event)  # a VM ended: memory is free again
     checkpoint: Callable[[str], None] = lambda name: None
 

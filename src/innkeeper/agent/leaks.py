@@ -35,6 +35,7 @@ Kind = Literal[
     "runtime directory",
     "snapshot directory",
     "instance directory",
+    "control group",
 ]
 
 
@@ -75,7 +76,9 @@ class Leaks:
         for leak in found:
             if leak.pid:
                 continue
-            if leak.path.is_dir():
+            if leak.kind == "control group":
+                self._ctx.cgroups.leave(leak.path.name)
+            elif leak.path.is_dir():
                 shutil.rmtree(leak.path, ignore_errors=True)
             else:
                 leak.path.unlink(missing_ok=True)
@@ -91,6 +94,7 @@ async def _look(ctx: Context) -> set[Leak]:
         *_moments(ctx),
         *_runtime_directories(ctx, known),
         *_instance_directories(ctx, known),
+        *_control_groups(ctx, known),
         *(
             Leak("snapshot directory", directory)
             for directory in ctx.paths.snapshots.iterdir()
@@ -204,6 +208,13 @@ def _runtime_directories(ctx: Context, known: set[str]) -> Iterator[Leak]:
         first = directory.with_name(directory.name.removesuffix(NEXT_SUFFIX))
         if first not in owned or first in idle or directory in settled:
             yield Leak("runtime directory", directory)
+
+
+def _control_groups(ctx: Context, known: set[str]) -> Iterator[Leak]:
+    idle = {record.uid for record in ctx.records.values() if _at_rest(ctx, record)}
+    for uid, path in ctx.cgroups.leftover().items():
+        if (uid not in known or uid in idle) and not ctx.cgroups.leaving(uid):
+            yield Leak("control group", path)
 
 
 def _instance_directories(ctx: Context, known: set[str]) -> Iterator[Leak]:

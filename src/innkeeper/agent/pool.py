@@ -147,6 +147,7 @@ class Pool:
         await self._ctx.repo.spares.forget(uid)
 
     def _remove_files(self, uid: str) -> None:
+        self._ctx.cgroups.leave(uid)
         shutil.rmtree(self._ctx.paths.runtime(uid).directory, ignore_errors=True)
         shutil.rmtree(self._ctx.paths.instance(uid).directory, ignore_errors=True)
 

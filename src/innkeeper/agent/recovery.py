@@ -47,6 +47,7 @@ async def recover(ctx: Context) -> tuple[list[InstanceRecord], int]:
     alive = ctx.engine.find_running()
     await asyncio.gather(*(_recover_one(ctx, record, alive.get(record.uid, [])) for record in records))
     _sweep(ctx, records, alive)
+    ctx.cgroups.sweep(ctx.running)
     await sweep_snapshots(ctx)
     for record in records:
         layers.sweep_instance(ctx, ctx.paths.instance(record.uid))
@@ -85,6 +86,8 @@ async def _recover_one(ctx: Context, record: InstanceRecord, pids: list[int]) ->
     ctx.running[record.uid] = Running(
         machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset
     )
+    with contextlib.suppress(InnkeeperError):  # its status says what is not in force
+        await asyncio.to_thread(ctx.cgroups.adopt, record.uid, machine.pids)
     await ctx.publish(
         record,
         state=state,

@@ -239,6 +239,8 @@ class Watcher:
             del ctx.running[record.uid]
         await running.agent.close()
         shutil.rmtree(ctx.paths.runtime(record.uid).directory, ignore_errors=True)
+        ctx.cgroups.leave(record.uid)
+        ctx.qos_changed.set()
         reason, detail = end_reason(how, running.asked_to_end)
         if reason == "qemu-died":
             detail = last_lines(ctx.paths.instance(record.uid).qemu_log, 2) or detail

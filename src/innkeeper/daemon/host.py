@@ -16,9 +16,10 @@ from innkeeper.agent import facts as host_facts
 from innkeeper.agent import sysfs
 from innkeeper.agent.context import QemuView
 from innkeeper.clock import Clock
+from innkeeper.drivers.cgroup import Cgroups, how_to_get
 from innkeeper.errors import InnkeeperError, Unsupported
 from innkeeper.spec.architecture import EMULATED, HOST, QEMU_PACKAGES, missing_qemu, qemu_name
-from innkeeper.spec.host import ForeignQemu, HostFacts, HostNode, HostRecord, HugePages
+from innkeeper.spec.host import ForeignQemu, HostFacts, HostNode, HostRecord, HugePages, QosSupport
 from innkeeper.store.repo import Repo
 
 log = logging.getLogger("innkeeper.host")
@@ -37,6 +38,7 @@ class LocalHost:
         self.boot_id = sysfs.read_text(root / "proc/sys/kernel/random/boot_id")
         self.machine_id = sysfs.read_text(root / "etc/machine-id")
         self.facts: host_facts.HostFacts | None = None
+        self.cgroups = Cgroups()
 
     def qemu(self, architecture: str = HOST) -> QemuView:
         facts = self._known()
@@ -95,6 +97,7 @@ class LocalHost:
                 if binary
                 else {},
                 foreign=_foreign(facts),
+                qos=_qos(self.cgroups),
                 extra=facts.to_dict(),
             ),
         )
@@ -107,6 +110,12 @@ class LocalHost:
 
 def _binary(facts: host_facts.HostFacts, architecture: str) -> host_facts.QemuBinary | None:
     return next((one for one in facts.qemu if one.path.endswith(qemu_name(architecture))), None)
+
+
+def _qos(cgroups: Cgroups) -> QosSupport:
+    cpu, memory, io = cgroups.why_not("cpu"), cgroups.why_not("memory"), cgroups.why_not("io")
+    hint = how_to_get(os.geteuid() == 0) if cpu or memory or io else ""
+    return QosSupport(cpu=cpu, memory=memory, io=io, hint=hint)
 
 
 def _foreign(facts: host_facts.HostFacts) -> dict[str, ForeignQemu]:

@@ -20,6 +20,7 @@ from innkeeper.agent import facts as host_facts
 from innkeeper.agent.context import CHECKPOINTS, Context, crash_at
 from innkeeper.agent.leaks import Leaks
 from innkeeper.agent.pool import Pool
+from innkeeper.agent.qos.keeper import QosKeeper
 from innkeeper.agent.reconcile import Reconciler
 from innkeeper.agent.recovery import recover
 from innkeeper.agent.sampling.sampler import Sampler
@@ -33,6 +34,7 @@ from innkeeper.daemon.host import LEASE_TTL_S, LocalHost, keep_record
 from innkeeper.daemon.hugepages import HugePagePools
 from innkeeper.daemon.images import Images
 from innkeeper.daemon.state import prepare
+from innkeeper.drivers.cgroup import Cgroups
 from innkeeper.drivers.run import SystemRunner
 from innkeeper.engine.qemu.engine import QemuEngine
 from innkeeper.errors import BadRequest, Failed, InnkeeperError
@@ -83,7 +85,10 @@ async def _serve(paths: Paths, options: Options) -> None:
         store = await SqliteStore.open(paths.store, clock)
         stack.push_async_callback(store.close)
         repo = Repo(store)
-        ctx = Context(paths, runner, QemuEngine(runner, clock), repo, clock, host)
+        cgroups = host.cgroups = Cgroups.detect(paths.state)
+        stack.push_async_callback(cgroups.close)
+        engine = QemuEngine(runner, clock, cgroups)
+        ctx = Context(paths, runner, engine, repo, clock, host, cgroups=cgroups)
         if point := os.environ.get("INNKEEPER_CRASH_AT"):
             ctx.checkpoint = crash_at(_known_checkpoint(point))
         pool = Pool(ctx)
@@ -117,7 +122,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             live=LiveService(ctx),
             metering=sampler,
             images=Images(paths, runner, repo, clock),
-            doctor=Doctor(runner, paths, host, Leaks(ctx)),
+            doctor=Doctor(runner, paths, host, Leaks(ctx), cgroups),
             host=host.name,
             version=version(),
             mode="system" if os.geteuid() == 0 else "session",
@@ -130,6 +135,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             snapshots.run(),
             pool.run(),
             sampler.run(),
+            QosKeeper(ctx).run(),
             keep_record(host, repo, clock, lease, ctx.freed),
             _compact(store),
         ):

@@ -207,6 +207,10 @@ class Machine(Protocol):
     @property
     def pid(self) -> int: ...
     @property
+    def pids(self) -> tuple[int, ...]:
+        """That process, and those that it has beside it."""
+
+    @property
     def epoch(self) -> int: ...
     @property
     def accelerator(self) -> str: ...

@@ -61,6 +61,10 @@ class FakeMachine:
         self.modules = {dimm.slot: dimm for dimm in self.plan.memory.dimms}
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.pid,)
+
+    @property
     def epoch(self) -> int:
         return self.plan.epoch
 

@@ -47,6 +47,15 @@ class ForeignQemu(Model):
     machine_aliases: dict[str, str] = Field(default_factory=dict)
 
 
+class QosSupport(Model):
+    """Why shares, reservations and limits cannot be kept here, of each resource; empty: they can."""
+
+    cpu: str = ""
+    memory: str = ""
+    io: str = ""
+    hint: str = Field(default="", description="How to get what is missing; empty: nothing is.")
+
+
 class HostFacts(Model):
     """What placement decides by, and what `inn host show` prints. `extra` is for people only."""
 
@@ -79,6 +88,7 @@ class HostFacts(Model):
     foreign: dict[str, ForeignQemu] = Field(
         default_factory=dict, description="For guests of other architectures, which are emulated."
     )
+    qos: QosSupport = QosSupport()
     extra: dict[str, Any] = Field(default_factory=dict)
 
 

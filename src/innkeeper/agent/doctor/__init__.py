@@ -12,7 +12,14 @@ from __future__ import annotations
 from collections.abc import Collection
 
 # Imported for their checks; their order is the order of the report.
-from innkeeper.agent.doctor import checks_cpu, checks_host, checks_leaks, checks_net, checks_tools  # noqa: F401
+from innkeeper.agent.doctor import (  # noqa: F401
+    checks_cpu,
+    checks_host,
+    checks_leaks,
+    checks_net,
+    checks_qos,
+    checks_tools,
+)
 from innkeeper.agent.doctor.base import CHECKS, DoctorContext, Finding, run_checks
 from innkeeper.agent.doctor.repairs import FixResult, fix
 from innkeeper.errors import NotFound

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from innkeeper.agent import probes
 from innkeeper.agent.leaks import Leak
+from innkeeper.drivers.cgroup import Cgroups
 from innkeeper.drivers.run import Runner, which
 from innkeeper.engine.kvm import DEFAULT_DEVICE, user_name
 
@@ -55,8 +56,8 @@ class LeakFinder(Protocol):
 @dataclass(frozen=True)
 class DoctorContext:
     """What the checks look at. `root` is where /proc, /sys, /dev and /etc lie; `kvm_cache` is where
-    the KVM verdict is stored for the daemon; `kvm_argv` replaces the probe's child (tests); `leaks` are
-    known where a daemon runs."""
+    the KVM verdict is stored for the daemon; `kvm_argv` replaces the probe's child (tests); `leaks` and
+    `cgroups` are known where a daemon runs."""
 
     runner: Runner
     state_dir: Path
@@ -69,6 +70,7 @@ class DoctorContext:
     kvm_cache: Path | None = None
     kvm_argv: Sequence[str] | None = None
     leaks: LeakFinder | None = None
+    cgroups: Cgroups | None = None
 
     @property
     def privileged(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -12,10 +13,11 @@ from innkeeper.agent.context import Context, Running
 from innkeeper.agent.devices import memory_now
 from innkeeper.agent.lookup import expects_agent, image_of
 from innkeeper.agent.ops.pinning import pin
+from innkeeper.agent.qos.enforce import enforce
 from innkeeper.drivers.storage.files import require_free
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan, Machine, Moment
-from innkeeper.errors import EngineError, NoCapacity, StartFailed
+from innkeeper.errors import EngineError, InnkeeperError, NoCapacity, StartFailed
 from innkeeper.guest.agent import GuestAgent
 from innkeeper.spec.accelerator import choose_accelerator
 from innkeeper.spec.finding import refuse
@@ -57,6 +59,8 @@ async def launch(
     offset = plan.console_log.stat().st_size if plan.console_log.exists() else 0
     planned = time.perf_counter()
     async with AsyncExitStack() as undo:
+        undo.callback(ctx.cgroups.leave, record.uid)
+        _make_group(ctx, record)
         async with ctx.launch_slots:
             machine = source.waiting if source else None
             if machine is None:
@@ -100,8 +104,20 @@ async def launch(
         )
         undo.pop_all()
     ctx.running[record.uid] = running
+    ctx.qos_changed.set()
     ctx.on_launched(record, running)
     ctx.checkpoint("start.published")
+
+
+def _make_group(ctx: Context, record: InstanceRecord) -> None:
+    """Before anything runs in it: what the VM is to have holds from its first instruction."""
+    ctx.launching.add(record.uid)
+    try:
+        with contextlib.suppress(InnkeeperError):  # it runs all the same; its status says so
+            ctx.cgroups.create(record.uid)
+            enforce(ctx)
+    finally:
+        ctx.launching.discard(record.uid)
 
 
 async def _restored(machine: Machine, source: Source, plan: LaunchPlan) -> float:

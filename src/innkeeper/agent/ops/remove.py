@@ -13,6 +13,7 @@ async def discard(ctx: Context, record: InstanceRecord) -> None:
     await ctx.publish(record, state=State.REMOVING)
     ctx.checkpoint("discard.begun")
     await ctx.spares.drop(record.uid)
+    ctx.cgroups.leave(record.uid)
     shutil.rmtree(ctx.paths.runtime(record.uid).directory, ignore_errors=True)
     directory = ctx.paths.instance(record.uid).directory
     if directory.exists():

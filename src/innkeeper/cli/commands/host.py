@@ -50,8 +50,8 @@ def show(app: App) -> None:
         print_json(record)
         return
     facts = record.get("facts", record)
-    plain = [_pair(name, value) for name, value in facts.items() if name != "numa"]
-    print_pairs([("name", record.get("name")), *plain])
+    plain = [_pair(name, value) for name, value in facts.items() if name not in ("numa", "qos")]
+    print_pairs([("name", record.get("name")), *plain, *_qos(facts.get("qos", {}))])
     if facts.get("numa"):
         print()
         print_table(
@@ -85,6 +85,16 @@ def set_(app: App, settings: tuple[str, ...], node: int | None) -> None:
     for one in record["facts"]["numa"]:
         for pool in one.get("hugepages", ()):
             print(f"node {one['id']}: {pool['total']} x {format_size(pool['page_bytes'])}")
+
+
+def _qos(told: dict[str, str]) -> list[tuple[str, str]]:
+    """What can be promised of each resource here; how to get the rest is said once."""
+    lines = [
+        (f"qos of {name}", f"no: {told[key]}" if told[key] else "shares, reservation, limit")
+        for key, name in (("cpu", "CPU"), ("memory", "memory"), ("io", "disks"))
+        if key in told
+    ]
+    return [*lines, ("to get it", told["hint"])] if told.get("hint") else lines
 
 
 def _pools(settings: tuple[str, ...]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from innkeeper.clock import Clock
+from innkeeper.drivers.cgroup import Cgroups
 from innkeeper.drivers.network import user
 from innkeeper.drivers.run import Owner, Runner
 from innkeeper.engine.base import LaunchPlan, Machine, Moment
@@ -29,9 +30,11 @@ ADOPT_DEADLINE_S: Final = 0.7
 
 
 class QemuEngine:
-    def __init__(self, runner: Runner, clock: Clock) -> None:
+    def __init__(self, runner: Runner, clock: Clock, cgroups: Cgroups | None = None) -> None:
+        """Every process of a VM is moved into the VM's group; removing that is up to who ends the VM."""
         self._runner = runner
         self._clock = clock
+        self._cgroups = cgroups or Cgroups()
 
     async def launch(
         self, plan: LaunchPlan, files: RuntimeFiles, owner: Owner | None, moment: Moment | None = None
@@ -50,7 +53,16 @@ class QemuEngine:
         memory: Ram,
         links: Sequence[Link] | None = None,
     ) -> QemuMachine:
-        return await spawn(self._runner, plan, files, owner, ram=memory, now=self._clock.time(), links=links)
+        return await spawn(
+            self._runner,
+            plan,
+            files,
+            owner,
+            ram=memory,
+            now=self._clock.time(),
+            links=links,
+            cgroups=self._cgroups,
+        )
 
     async def stand_in(
         self, old: Machine, plan: LaunchPlan, files: RuntimeFiles, owner: Owner | None

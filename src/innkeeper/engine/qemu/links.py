@@ -22,6 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from innkeeper.engine.qemu.process import program
+
 # Frames of a few KB leave a receiving QEMU in microseconds; a guest that stands still never reads.
 _DRAIN_TRIES: Final = 40
 _DRAIN_PAUSE_S: Final = 0.0005
@@ -62,6 +64,11 @@ class Link:
         answer = fcntl.ioctl(self.fd, termios.FIONREAD, b"\0\0\0\0")
         count: int = struct.unpack("i", answer)[0]
         return count
+
+
+def living_passts(pids: Sequence[int], proc: Path = Path("/proc")) -> tuple[int, ...]:
+    """Those that are passt still: one that ended may have left its number to somebody else."""
+    return tuple(pid for pid in pids if program(pid, proc).startswith("passt"))
 
 
 def links_of(pid: int, passt_pids: Sequence[int], proc: Path = Path("/proc")) -> list[Link]:

@@ -25,7 +25,7 @@ from innkeeper.engine.qemu import commands, counters, ram, state, vcpus
 from innkeeper.engine.qemu.dimms import DimmSlots
 from innkeeper.engine.qemu.inspection import QemuInspection
 from innkeeper.engine.qemu.launch_record import LaunchRecord
-from innkeeper.engine.qemu.links import Link
+from innkeeper.engine.qemu.links import Link, living_passts
 from innkeeper.engine.qemu.process import Process
 from innkeeper.engine.qemu.qmp import Monitor
 from innkeeper.paths import RuntimeFiles
@@ -71,6 +71,10 @@ class QemuMachine(DimmSlots):
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.pid, *living_passts(self._record.passt_pids))
 
     @property
     def epoch(self) -> int:
@@ -273,8 +277,7 @@ class QemuMachine(DimmSlots):
         match message.get("event"):
             case "VSERPORT_CHANGE" if data.get("id") == "agent0":
                 self.agent_open = bool(data.get("open"))
-                kind = EventKind.AGENT_OPENED if self.agent_open else EventKind.AGENT_CLOSED
-                return MachineEvent(kind)
+                return MachineEvent(EventKind.AGENT_OPENED if self.agent_open else EventKind.AGENT_CLOSED)
             case "SHUTDOWN":
                 self._shutdown_cause = str(data.get("reason", ""))
                 return MachineEvent(EventKind.SHUTDOWN, self._shutdown_cause)
@@ -287,7 +290,7 @@ class QemuMachine(DimmSlots):
             case "DEVICE_DELETED":
                 return MachineEvent(EventKind.DEVICES, str(data.get("device", "")))
             case "BLOCK_IO_ERROR":
-                detail = "no space" if data.get("nospace") else str(data.get("reason", ""))
-                return MachineEvent(EventKind.IO_ERROR, detail)
+                full = data.get("nospace")
+                return MachineEvent(EventKind.IO_ERROR, "no space" if full else str(data.get("reason", "")))
             case _:
                 return None

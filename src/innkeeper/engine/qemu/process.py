@@ -36,6 +36,15 @@ def scan(proc: Path = Path("/proc")) -> dict[str, list[int]]:
     return {uid: [pid for _, pid in sorted(ages)] for uid, ages in found.items()}
 
 
+def program(pid: int, proc: Path = Path("/proc")) -> str:
+    """What it was started as, without the directory; empty when it has ended."""
+    try:
+        words = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    return os.path.basename(words[0]).decode(errors="replace")
+
+
 def _started_at(entry: Path) -> int:
     """In clock ticks since boot: field 22 of proc_pid_stat(5), counted after the name in parentheses."""
     return int((entry / "stat").read_bytes().rpartition(b") ")[2].split()[19])

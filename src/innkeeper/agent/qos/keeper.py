@@ -1,0 +1,83 @@
+"""Keeps every VM in its control group, and the group as it is to be: level-triggered, like everything here.
+
+Somebody may remove a group or move processes out of it, an administrator or another manager of groups: then
+it is made anew, and the VM's status says so once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from innkeeper.agent.context import Context, Running
+from innkeeper.agent.qos.enforce import enforce
+from innkeeper.errors import InnkeeperError, StoreError
+
+log = logging.getLogger("innkeeper.qos")
+
+# Nobody tells of a group that is gone.
+LOOK_INTERVAL_S: Final = 2.0
+REMADE_NOTE: Final = "its control group was removed or it was moved out of it by somebody else; made anew"
+
+
+class QosKeeper:
+    """`run` until cancelled."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._told: dict[str, str] = {}
+        self._inside: set[str] = set()  # uids that were seen in their group
+
+    async def run(self) -> None:
+        changed = self._ctx.qos_changed
+        while True:
+            changed.clear()
+            try:
+                await self.look()
+            except StoreError as error:
+                log.warning("noting the state of control groups failed: %s", error)
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes with the event.
+                async with asyncio.timeout(LOOK_INTERVAL_S):
+                    await changed.wait()
+
+    async def look(self) -> None:
+        """One look at everything."""
+        for uid, running in list(self._ctx.running.items()):
+            if self._ctx.cgroups.bases and running.at_rest.is_set():
+                await self._keep_in(uid, running)
+        enforce(self._ctx)
+        for uid in set(self._told) - set(self._ctx.running):
+            del self._told[uid]
+        self._inside &= set(self._ctx.running)
+
+    async def _keep_in(self, uid: str, running: Running) -> None:
+        cgroups, pids = self._ctx.cgroups, running.machine.pids
+        group = cgroups.get(uid)
+        if group is not None and group.exists() and running.machine.pid in group.pids():
+            self._inside.add(uid)
+            return
+        try:
+            made = cgroups.create(uid)
+            await asyncio.to_thread(made.add, pids)
+        except InnkeeperError as error:
+            self._tell_once(uid, error.message)
+            return
+        if running.gone.is_set():
+            cgroups.leave(uid)  # it ended meanwhile
+        elif uid in self._inside:
+            self._tell_once(uid, REMADE_NOTE)
+            await self._note(uid, REMADE_NOTE)
+
+    def _tell_once(self, uid: str, what: str) -> None:
+        if self._told.get(uid) != what:
+            self._told[uid] = what
+            log.warning("the VM %s: %s", uid, what)
+
+    async def _note(self, uid: str, note: str) -> None:
+        for record in self._ctx.records.values():
+            if record.uid == uid:
+                await self._ctx.publish(record, note=note)
+                return
