@@ -36,6 +36,7 @@ from innkeeper.guest.agent import GuestAgent
 from innkeeper.paths import Paths, RuntimeFiles, make_private_dir
 from innkeeper.spec.host import HostNode
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State, Wanted
+from innkeeper.spec.overcommit import HostSettings
 from innkeeper.store.memory import MemoryStore
 from innkeeper.store.repo import Repo
 
@@ -96,7 +97,7 @@ def _processes(count: int) -> Iterator[list[int]]:
 
 
 class _Host:
-    name, boot_id = "bench", "bench"
+    name, boot_id, settings = "bench", "bench", HostSettings()
 
     def qemu(self, architecture: str = "x86_64") -> QemuView:
         raise NotImplementedError

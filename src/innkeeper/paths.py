@@ -4,6 +4,7 @@ STATE (system: /var/lib/innkeeper, session: $XDG_DATA_HOME/innkeeper, or INNKEEP
   store.db, store.db.lock     what users asked for; the lock is held while a daemon runs
   daemon.log                  the daemon's own log when it was started in the background
   history                     what the host used, of the last day
+  settings.json               what was decided about the host: overcommit, merging of pages
   cache/                      found out about this host; may be deleted
     kvm.json                  the verdict on /dev/kvm, valid for one boot
     qemu.json                 versions and machine types of the QEMU binaries

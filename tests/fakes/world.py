@@ -21,6 +21,7 @@ from innkeeper.engine.fake import FakeEngine, FakeMachine
 from innkeeper.paths import Paths
 from innkeeper.spec.host import HostNode
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, Power, Wanted
+from innkeeper.spec.overcommit import HostSettings
 from innkeeper.store import keys
 from innkeeper.store.kv import Delete
 from innkeeper.store.memory import MemoryStore
@@ -36,6 +37,7 @@ class FakeHost:
         self.available = 8 << 30
         self.huge_free = 0
         self.nodes: tuple[HostNode, ...] = ()
+        self.settings = HostSettings()
 
     def qemu(self, architecture: str = "x86_64") -> QemuView:
         return QemuView(

@@ -21,6 +21,7 @@ from innkeeper.guest.agent import GuestAgent
 from innkeeper.paths import Paths, RuntimeFiles
 from innkeeper.spec.host import HostNode, KvmVerdict
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
+from innkeeper.spec.overcommit import HostSettings
 from innkeeper.store.repo import Repo
 
 # Every point at which the fault suite kills the daemon; `checkpoint` refuses any other name.
@@ -67,6 +68,7 @@ class HostView(Protocol):
 
     name: str
     boot_id: str
+    settings: HostSettings
 
     def qemu(self, architecture: str = "x86_64") -> QemuView:
         """For guests of that architecture. Raises Unsupported when no such QEMU is installed."""

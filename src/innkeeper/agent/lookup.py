@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from innkeeper.agent import chains
 from innkeeper.agent.context import Context
 from innkeeper.agent.launchplan import build_launch_plan
 from innkeeper.drivers import firmware
 from innkeeper.drivers.network.user import available_backend
 from innkeeper.engine.base import FirmwarePlan, LaunchPlan
+from innkeeper.engine.memory import MemoryPlan
 from innkeeper.images.imagedir import ImageManifest, load_manifest
 from innkeeper.spec.instance import InstanceRecord
 
@@ -25,13 +28,19 @@ def expects_agent(record: InstanceRecord, image: ImageManifest | None) -> bool:
     return bool(image and image.agent)
 
 
+def merging(ctx: Context, record: InstanceRecord, memory: MemoryPlan) -> MemoryPlan:
+    """With what is wanted now of the merging of equal pages: by its spec, and by the host's setting."""
+    wanted = record.spec.memory.merge == "auto" and ctx.host.settings.ksm != "never"
+    return replace(memory, merge=memory.merge and wanted)
+
+
 def plan_of(ctx: Context, record: InstanceRecord) -> LaunchPlan:
     """Find every file the instance needs and build its launch plan."""
     files = ctx.paths.instance(record.uid)
     uefi = None
     if record.spec.machine.firmware == "uefi":
         uefi = FirmwarePlan(firmware.find_uefi().code, files.uefi_vars)
-    return build_launch_plan(
+    plan = build_launch_plan(
         record,
         image=image_of(ctx, record),
         image_directory=ctx.paths.images / record.image_id,
@@ -42,3 +51,4 @@ def plan_of(ctx: Context, record: InstanceRecord) -> LaunchPlan:
         nic_backend=available_backend(),
         host_nodes=ctx.host.numa(),
     )
+    return replace(plan, memory=merging(ctx, record, plan.memory))

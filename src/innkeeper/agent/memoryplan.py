@@ -39,6 +39,7 @@ def memory_plan(record: InstanceRecord, host: Sequence[HostNode], *, cpus_max: i
         prealloc=memory.prealloc,
         locked=memory.locked,
         thp=memory.thp,
+        merge=memory.merge == "auto",
     )
 
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from innkeeper.api.index import Index
+from innkeeper.control import forking, overcommit
 from innkeeper.control.admission import node_promises, open_claims
+from innkeeper.control.lifecycle import is_active
 from innkeeper.control.placement import Placement, place
 from innkeeper.errors import NoCapacity
-from innkeeper.spec.instance import InstanceSpec
+from innkeeper.spec.finding import refuse
+from innkeeper.spec.instance import InstanceRecord, InstanceSpec
 from innkeeper.store.repo import Repo
+from innkeeper.store.view import InstanceView
 
 
 class Admission:
@@ -49,6 +53,36 @@ class Admission:
 
     async def _place(self, spec: InstanceSpec, but: str, host: str, to_run: bool) -> Placement:
         hosts = [found for found in await self._repo.hosts() if host in ("", found.name)]
-        views = self._index.instances() if self._index else await self._repo.instances()
+        views = await self._views()
         claims, promises = open_claims(views, hosts, but=but), node_promises(views, hosts, but=but)
-        return place(spec, hosts, claims, promises, to_run=to_run)
+        overcommit.check_reservation(spec)
+        rules = [overcommit.rule(spec, views, but=but)]
+        return place(spec, hosts, claims, promises, to_run=to_run, rules=rules)
+
+    @contextlib.asynccontextmanager
+    async def of_forks(self, parent: InstanceRecord, count: int, *, live: bool = True) -> AsyncIterator[None]:
+        """Hold the others off until the body has written the copies down. Raises NoCapacity when their host
+        has no room for them, or cannot promise them what they reserve."""
+        async with self._turn:
+            hosts, views = await self._repo.hosts(), await self._views()
+            if live:
+                refuse(forking.room(parent, count, hosts))
+            refuse(overcommit.room_for_forks(parent, count, hosts, views, live=live))
+            yield
+            if self._index:
+                await self._index.reached(await self._repo.store.revision())
+
+    @contextlib.asynccontextmanager
+    async def of_change(self, view: InstanceView, spec: InstanceSpec) -> AsyncIterator[None]:
+        """Hold the others off until the body has written the changed `spec` down. Raises NoCapacity when
+        the VM runs and its host cannot promise it that."""
+        async with self._turn:
+            overcommit.check_reservation(spec)
+            if is_active(view.record, view.status):
+                overcommit.refuse_change(view.record, spec, await self._repo.hosts(), await self._views())
+            yield
+            if self._index:
+                await self._index.reached(await self._repo.store.revision())
+
+    async def _views(self) -> Sequence[InstanceView]:
+        return self._index.instances() if self._index else await self._repo.instances()

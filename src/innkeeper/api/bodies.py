@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from innkeeper.spec.architecture import Architecture
 from innkeeper.spec.base import Model, Name, Size, worded
 from innkeeper.spec.cpu import MAX_VCPUS
 from innkeeper.spec.instance import MAX_POOL, InstanceSpec
+from innkeeper.spec.overcommit import KsmMode, Ratio
 
 # A day: longer waits are asked for again, so that one forgotten request does not stay for ever.
 Timeout = Annotated[float, Field(gt=0, le=86400, description="Seconds to wait at most.")]
@@ -105,13 +106,34 @@ Package = Annotated[
 ]
 
 
+class OvercommitUpdate(Model):
+    memory: Ratio = Field(default=1.0, description="See `settings.overcommit` of the host.")
+    cpu: Ratio | None = Field(default=None, description="null: no limit.")
+
+
 class HostUpdate(Model):
     """What may change on a host."""
 
     hugepages: dict[PageSize, int] = Field(
-        min_length=1, description="How many huge pages of each size, such as 2MiB and 1GiB, to reserve."
+        default_factory=dict,
+        description="How many huge pages of each size, such as 2MiB and 1GiB, to reserve.",
     )
     node: int | None = Field(default=None, ge=0, le=1023, description="On this NUMA node; default: on all.")
+
+    ksm: KsmMode | None = Field(default=None, description="When equal pages of VMs are merged.")
+    overcommit: OvercommitUpdate | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> HostUpdate:
+        if not self.hugepages and self.settings() == {}:
+            raise ValueError("nothing to change: give hugepages, ksm or overcommit")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The host's settings that it has (spec/overcommit.py)."""
+        found: dict[str, Any] = {"ksm": self.ksm} if self.ksm is not None else {}
+        ratios = self.overcommit.model_dump(exclude_unset=True) if self.overcommit else {}
+        return found | ({"overcommit": ratios} if ratios else {})
 
     @field_validator("hugepages")
     @classmethod

@@ -14,6 +14,7 @@ from innkeeper.api.index import Index
 from innkeeper.clock import Clock
 from innkeeper.paths import Paths
 from innkeeper.spec.image import ImageRecord
+from innkeeper.spec.overcommit import HostSettings
 from innkeeper.store.kv import Store
 from innkeeper.store.repo import Repo
 
@@ -61,6 +62,12 @@ class HugePages(Protocol):
         missing, and the pool is as it was; WrongState when too many are in use; Unsupported, NotFound."""
 
 
+class Settings(Protocol):
+    async def change(self, changes: dict[str, Any]) -> HostSettings:
+        """Take up these fields of the host's settings, durably; the others stay. Raises BadRequest, Failed,
+        NoCapacity; nothing is changed then."""
+
+
 @dataclass(frozen=True)
 class ApiDeps:
     """`closing` is set by the daemon when it is about to stop: endless streams end then."""
@@ -80,6 +87,7 @@ class ApiDeps:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     look_again: Callable[[], Awaitable[None]] | None = None  # refreshes the record of this host
     hugepages: HugePages | None = None
+    settings: Settings | None = None
 
 
 @dataclass(frozen=True)

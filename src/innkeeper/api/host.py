@@ -13,6 +13,7 @@ from innkeeper.api.bodies import HostUpdate
 from innkeeper.api.context import Ctx
 from innkeeper.api.deps import API_VERSION
 from innkeeper.api.respond import json_of
+from innkeeper.control import overcommit
 from innkeeper.errors import Unsupported
 from innkeeper.spec.cpumodel import CpuCatalogue
 from innkeeper.units import parse_size
@@ -42,10 +43,12 @@ async def version(ctx: Ctx) -> Response:
     "/host",
     summary="What this host is and has",
     tags=["host"],
-    responses=schema.answers(schema.HostRecord),
+    responses=schema.answers(schema.HostView),
 )
 async def host(ctx: Ctx) -> Response:
-    return json_of((await ctx.deps.repo.host(ctx.deps.host)).model_dump(mode="json"))
+    record = await ctx.deps.repo.host(ctx.deps.host)
+    owed = overcommit.account(record, ctx.index.instances())
+    return json_of(record.model_dump(mode="json") | {"overcommit": owed.model_dump(mode="json")})
 
 
 @router.get(
@@ -65,16 +68,21 @@ async def cpu_models(
 
 @router.patch(
     "/host",
-    summary="Reserve huge pages on this host, or give them back",
+    summary="Reserve huge pages on this host, or change its settings",
     tags=["host"],
-    responses=schema.answers(schema.HostRecord),
+    responses=schema.answers(schema.HostView),
 )
 async def set_host(ctx: Ctx, body: HostUpdate) -> Response:
     deps = ctx.deps
-    if deps.hugepages is None:
+    if body.hugepages and deps.hugepages is None:
         raise Unsupported("This daemon manages no huge pages")
     for size, pages in body.hugepages.items():
+        assert deps.hugepages is not None
         await deps.hugepages.resize(parse_size(size), pages, body.node)
+    if settings := body.settings():
+        if deps.settings is None:
+            raise Unsupported("This daemon keeps no settings of its host")
+        await deps.settings.change(settings)
     if deps.look_again is not None:
         await deps.look_again()
     return await host(ctx)

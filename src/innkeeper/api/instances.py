@@ -124,7 +124,7 @@ async def apply_instance(ctx: Ctx, name: str, body: ApplyBody, dry_run: bool = F
 @router.patch(ONE, summary="Change what may change without a restart", responses=INSTANCE)
 async def set_instance(ctx: Ctx, name: str, body: InstanceUpdate) -> Response:
     try:
-        return await answer(ctx, await set_(ctx.deps.repo, name, body))
+        return await answer(ctx, await set_(ctx.deps.repo, name, body, ctx.admission))
     except ValidationError as error:  # of the whole that the change would make
         raise as_bad_request([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
 
@@ -173,7 +173,7 @@ async def fork_instance(ctx: Ctx, name: str, body: ForkBody | None = None) -> Re
     )
     deps = ctx.deps
     check_open(ctx, body.hold)
-    views = await fork(deps.repo, deps.clock, name, options)
+    views = await fork(deps.repo, deps.clock, name, options, ctx.admission)
     if body.hold and body.hold not in ctx.holds:  # its client went away meanwhile
         await end_hold(ctx, body.hold)
         check_open(ctx, body.hold)

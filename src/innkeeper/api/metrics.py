@@ -12,6 +12,8 @@ from innkeeper.api.context import Ctx
 from innkeeper.api.deps import Context
 from innkeeper.api.prometheus import CONTENT_TYPE, exposition
 from innkeeper.api.respond import json_bytes
+from innkeeper.control import overcommit
+from innkeeper.errors import NotFound
 from innkeeper.spec.metrics import History
 
 router = APIRouter(tags=["metrics"])
@@ -43,6 +45,7 @@ Resolution = Annotated[
 )
 async def metrics(ctx: Ctx, max_age_s: MaxAge = None) -> Response:
     found = await ctx.deps.metering.metrics(max_age_s)
+    found = overcommit.with_growth(found, ctx.index.instances())
     return json_bytes(found.model_dump_json().encode())
 
 
@@ -81,4 +84,11 @@ def _history(ctx: Context, name: str, since: float | None, resolution: float | N
     responses=schema.streams("text/plain", "The text format of Prometheus, version 0.0.4."),
 )
 async def for_prometheus(ctx: Ctx) -> Response:
-    return Response(exposition(await ctx.deps.metering.metrics()), media_type=CONTENT_TYPE)
+    views = ctx.index.instances()
+    found = overcommit.with_growth(await ctx.deps.metering.metrics(), views)
+    try:
+        record = await ctx.deps.repo.host(ctx.deps.host)
+    except NotFound:  # its lease has run out: the daemon is about to write it again
+        return Response(exposition(found), media_type=CONTENT_TYPE)
+    text = exposition(found, overcommit.account(record, views), record.ksm)
+    return Response(text, media_type=CONTENT_TYPE)

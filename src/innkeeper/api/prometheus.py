@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from innkeeper.spec.metrics import HostMetrics, InstanceMetrics, Metrics
+from innkeeper.spec.overcommit import Account, KsmReport
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -37,12 +38,15 @@ _MEMORY: Final = {
     "private": "Resident memory nobody else has.",
     "shared": "Resident memory others have as well.",
     "swapped": "Memory of the VM in swap.",
+    "growth": "Memory the VM could still take of the host.",
 }
 
 
-def exposition(metrics: Metrics) -> str:
+def exposition(metrics: Metrics, owed: Account | None = None, ksm: KsmReport | None = None) -> str:
     lines = []
-    for name, kind, text, samples in (*_host(metrics.host), *_instances(metrics.instances)):
+    host = metrics.host.name
+    families = (*_host(metrics.host), *_owed(host, owed), *_ksm(host, ksm), *_instances(metrics.instances))
+    for name, kind, text, samples in families:
         known = [(labels, value) for labels, value in samples if value is not None]
         if known:
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
@@ -72,6 +76,44 @@ def _host(host: HostMetrics) -> Iterator[_Family]:
                 for what in ("cpu", "memory", "io")
             ],
         )
+
+
+def _owed(host: str, owed: Account | None) -> Iterator[_Family]:
+    if owed is None:
+        return
+    memory, labels = owed.memory, _labels(host=host)
+    amounts = {
+        "capacity": ("Memory the host has for VMs.", memory.capacity),
+        "promised": (
+            "Memory promised to running VMs.",
+            memory.promised,
+        ),
+        "given": ("Memory running VMs are admitted with.", memory.given),
+        "worst": ("Memory running VMs could take at most.", memory.worst),
+    }
+    for name, (text, value) in amounts.items():
+        yield f"innkeeper_host_memory_{name}_bytes", "gauge", text, [(labels, value)]
+    ratios = [("memory", memory.ratio), ("memory_worst", memory.worst_ratio), ("cpu", owed.cpu.ratio)]
+    yield (
+        "innkeeper_host_overcommit_ratio",
+        "gauge",
+        "Given out, as a multiple of what there is.",
+        [(_labels(host=host, resource=what), ratio) for what, ratio in ratios],
+    )
+
+
+def _ksm(host: str, found: KsmReport | None) -> Iterator[_Family]:
+    if found is None:
+        return
+    labels = _labels(host=host)
+    gauges: dict[str, tuple[str, float | int | None]] = {
+        "running": ("Whether the kernel looks for equal pages.", int(found.running)),
+        "saved_bytes": ("Memory that merging equal pages saves.", found.saved_bytes),
+        "profit_bytes": ("That, less what the kernel needs for it.", found.profit_bytes),
+        "cpus_used": ("CPUs used by ksmd.", found.cpu),
+    }
+    for name, (text, value) in gauges.items():
+        yield f"innkeeper_host_ksm_{name}", "gauge", text, [(labels, value)]
 
 
 def _instances(instances: tuple[InstanceMetrics, ...]) -> Iterator[_Family]:

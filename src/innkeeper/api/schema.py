@@ -12,6 +12,7 @@ from innkeeper.spec.image import ImageRecord
 from innkeeper.spec.instance import ForkOrigin, InstanceSpec, InstanceStatus, Wanted
 from innkeeper.spec.metrics import History, Metrics
 from innkeeper.spec.numa import NodeShare
+from innkeeper.spec.overcommit import Account
 from innkeeper.spec.snapshot import SnapshotRecord
 
 
@@ -127,6 +128,10 @@ class Findings(BaseModel):
     findings: list[Finding]
 
 
+class HostView(HostRecord):
+    overcommit: Account
+
+
 class Version(BaseModel):
     version: str
     api: int
@@ -152,7 +157,6 @@ ERRORS: Final[Responses] = {
 __all__ = [
     "ERRORS",
     "History",
-    "HostRecord",
     "ImageRecord",
     "Metrics",
     "SnapshotRecord",

@@ -58,6 +58,8 @@ def _rest(one: Json) -> Iterator[str]:
     text = f"{size(memory['given'])} given, {size(memory['resident'])} resident"
     if memory["balloon"] is not None:
         text += f", {size(memory['balloon'])} left by the balloon"
+    if memory.get("growth") is not None:
+        text += f", could grow by {size(memory['growth'])}"
     yield _line("Memory", text)
     known = [name for name in ("private", "shared", "swapped", "huge", "merged") if memory[name] is not None]
     shares = ", ".join(f"{size(memory[name])} {name}" for name in known)

@@ -234,6 +234,12 @@ class Host:
         answer: Json = self._transport.json("PATCH", "/v1/host", body=body, timeout_s=_DOCTOR_S)
         return answer
 
+    def set(self, **settings: Any) -> Json:
+        """Change settings of the host, such as `ksm="never"` or `overcommit={"memory": 1.5, "cpu": None}`,
+        and `hugepages={"2MiB": 512}` with `node=0`."""
+        answer: Json = self._transport.json("PATCH", "/v1/host", body=settings, timeout_s=_DOCTOR_S)
+        return answer
+
     def doctor(self) -> list[Json]:
         """Findings: {"name", "verdict", "detail", "repair", "fixable"}."""
         findings: list[Json] = self._transport.json("GET", "/v1/doctor", timeout_s=_DOCTOR_S)["findings"]

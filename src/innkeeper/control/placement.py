@@ -6,7 +6,7 @@ there, not in a log, why nothing fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
@@ -18,6 +18,7 @@ from innkeeper.spec.architecture import EMULATED, missing_qemu
 from innkeeper.spec.host import HostFacts, HostNode, HostRecord
 from innkeeper.spec.instance import InstanceSpec
 from innkeeper.spec.numa import GuestNuma, NodeShare, parse_cpu_list
+from innkeeper.spec.overcommit import needed_now
 from innkeeper.units import MiB, human_size
 
 # What QEMU takes beside the guest's RAM: measured 32 MB private for an idle tiny guest, more with
@@ -72,11 +73,13 @@ def place(
     promises: Mapping[str, Sequence[Promise]] = MappingProxyType({}),
     *,
     to_run: bool = True,
+    rules: Iterable[Callable[[HostRecord], Iterable[Objection]]] = (),
 ) -> Placement:
     """The host with the most memory left of those that can run it; by name among equals.
 
     With `to_run` it must fit into what is available now, otherwise only into the host as such. `promises`
-    has what each host gave its instances of its NUMA nodes.
+    has what each host gave its instances of its NUMA nodes; `rules` say what else is against a host, of one
+    that is to run.
     Raises NoCapacity when a host would do if it had room, Unsupported when none would.
     """
     promised: dict[str, int] = {}
@@ -87,7 +90,8 @@ def place(
     shares: dict[str, tuple[NodeShare, ...]] = {}
     for host in hosts:
         left = host.facts.memory_available_bytes - promised.get(host.name, 0)
-        against = [*_unsuited(spec, facts_for(spec, host.facts)), *_too_small(spec, host.facts, left, to_run)]
+        against = [*_unsuited(spec, facts_for(spec, host.facts)), *_too_small(spec, host, left, to_run)]
+        against += [one for rule in rules if to_run for one in rule(host)]
         if to_run and not against:
             try:
                 shares[host.name] = placed_on_nodes(spec, host.facts.numa, promises.get(host.name, ()))
@@ -195,8 +199,9 @@ def _unsuited(spec: InstanceSpec, facts: HostFacts) -> list[Objection]:
     return against
 
 
-def _too_small(spec: InstanceSpec, facts: HostFacts, left: int, to_run: bool) -> list[Objection]:
+def _too_small(spec: InstanceSpec, host: HostRecord, left: int, to_run: bool) -> list[Objection]:
     """What it lacks in room: as such, or now."""
+    facts = host.facts
     needed = memory_needed(spec)
     against: list[Objection] = []
     ram = ordinary_ram(spec)
@@ -210,7 +215,7 @@ def _too_small(spec: InstanceSpec, facts: HostFacts, left: int, to_run: bool) ->
                 capacity=True,
             )
         )
-    elif to_run and needed > left:
+    elif to_run and needed_now(needed, host.settings.overcommit.memory) > left:
         against.append(
             Objection(
                 f"it needs {human_size(needed)} of memory ({parts}) and "

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from innkeeper.drivers.cgroup import Cgroups, how_to_get
 from innkeeper.errors import InnkeeperError, Unsupported
 from innkeeper.spec.architecture import EMULATED, HOST, QEMU_PACKAGES, missing_qemu, qemu_name
 from innkeeper.spec.host import ForeignQemu, HostFacts, HostNode, HostRecord, HugePages, QosSupport
+from innkeeper.spec.overcommit import HostSettings, KsmReport
 from innkeeper.store.repo import Repo
 
 log = logging.getLogger("innkeeper.host")
@@ -39,6 +41,8 @@ class LocalHost:
         self.machine_id = sysfs.read_text(root / "etc/machine-id")
         self.facts: host_facts.HostFacts | None = None
         self.cgroups = Cgroups()
+        self.settings = HostSettings()
+        self.ksm: Callable[[], KsmReport | None] = lambda: None
 
     def qemu(self, architecture: str = HOST) -> QemuView:
         facts = self._known()
@@ -74,6 +78,8 @@ class LocalHost:
             machine_id=self.machine_id,
             boot_id=self.boot_id,
             observed_at=now,
+            settings=self.settings,
+            ksm=self.ksm(),
             facts=HostFacts(
                 kernel=facts.kernel,
                 cpus=len(facts.cpus),

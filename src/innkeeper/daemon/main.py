@@ -26,6 +26,7 @@ from innkeeper.agent.recovery import recover
 from innkeeper.agent.sampling.sampler import Sampler
 from innkeeper.agent.service import LiveService
 from innkeeper.agent.snapshots import SnapshotKeeper
+from innkeeper.agent.tune.merging import Merging, see
 from innkeeper.api.app import create_app
 from innkeeper.api.deps import ApiDeps
 from innkeeper.clock import SystemClock
@@ -33,8 +34,10 @@ from innkeeper.daemon.doctor import Doctor
 from innkeeper.daemon.host import LEASE_TTL_S, LocalHost, keep_record
 from innkeeper.daemon.hugepages import HugePagePools
 from innkeeper.daemon.images import Images
+from innkeeper.daemon.settings import Settings
 from innkeeper.daemon.state import prepare
 from innkeeper.drivers.cgroup import Cgroups
+from innkeeper.drivers.ksm import Claim, Ksm
 from innkeeper.drivers.run import SystemRunner
 from innkeeper.engine.qemu.engine import QemuEngine
 from innkeeper.errors import BadRequest, Failed, InnkeeperError
@@ -103,6 +106,9 @@ async def _serve(paths: Paths, options: Options) -> None:
         stack.push_async_callback(snapshots.close)
         sampler = Sampler(ctx)
         stack.push_async_callback(sampler.close)
+        settings = Settings(host, paths.state)
+        merging = settings.begin(lambda mode: Merging(Ksm(), Claim(), clock, mode, lambda: see(ctx)))
+        stack.push_async_callback(merging.close)
         pools = HugePagePools(host, paths.state)
         await pools.restore()
         lease = await store.lease_grant(LEASE_TTL_S)
@@ -129,6 +135,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             started_at=clock.time(),
             look_again=look_again,
             hugepages=pools,
+            settings=settings,
         )
         for work in (
             reconciler.run(),
@@ -136,6 +143,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             pool.run(),
             sampler.run(),
             QosKeeper(ctx).run(),
+            merging.run(),
             keep_record(host, repo, clock, lease, ctx.freed),
             _compact(store),
         ):

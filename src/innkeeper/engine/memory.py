@@ -66,6 +66,7 @@ class MemoryPlan:
     prealloc: bool = False
     locked: bool = False
     thp: Literal["auto", "always", "never"] = "auto"
+    merge: bool = True  # the kernel may merge its pages with equal ones
 
 
 PLAIN_MEMORY: Final = MemoryPlan()

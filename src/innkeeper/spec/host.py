@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from innkeeper.spec.base import Model
+from innkeeper.spec.overcommit import HostSettings, KsmReport
 
 KvmVerdict = Literal["hardware", "emulated", "broken", "missing"]
 
@@ -100,3 +101,5 @@ class HostRecord(Model):
     boot_id: str = Field(default="", description="Of the running kernel: changes with each boot.")
     observed_at: float = Field(default=0.0, description="When the facts were taken, seconds since the epoch.")
     facts: HostFacts
+    settings: HostSettings = HostSettings()
+    ksm: KsmReport | None = Field(default=None, description="null: this kernel merges no pages.")

@@ -36,6 +36,11 @@ class Memory(Model):
     )
     locked: bool = Field(default=False, description="Keep all of QEMU's memory from being swapped out.")
     prealloc: bool = Field(default=False, description="Take all RAM from the host at the start.")
+    merge: Literal["auto", "never"] = Field(
+        default="auto",
+        description="`never`: no page of it is merged with an equal one of another VM, which could tell from "
+        "how long a write takes that there is one.",
+    )
     thp: ThpMode = Field(
         default="auto",
         description="Transparent huge pages: `auto` as the host does by itself, `always` asks for them, "

@@ -52,6 +52,10 @@ class MemoryMetrics(Model):
     balloon: int | None = Field(
         default=None, description="What its balloon leaves the guest; null: it has none."
     )
+    growth: int | None = Field(
+        default=None,
+        description="What it could still take of the host; of a fork, each page not written yet.",
+    )
     age_s: float | None = None
 
 

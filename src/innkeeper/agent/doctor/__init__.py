@@ -16,6 +16,7 @@ from innkeeper.agent.doctor import (  # noqa: F401
     checks_cpu,
     checks_host,
     checks_leaks,
+    checks_memory,
     checks_net,
     checks_qos,
     checks_tools,

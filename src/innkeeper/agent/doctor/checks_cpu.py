@@ -180,15 +180,3 @@ def check_thp(context: DoctorContext) -> Finding:
     if not given:
         return Finding("thp", "info", f"{mode}, but none was given: memory is fragmented or short")
     return Finding("thp", "ok", f"{mode}, {human_size(given)} given when asked for 8 MiB")
-
-
-@check("ksm")
-def check_ksm(context: DoctorContext) -> Finding:
-    """Sharing of equal pages: left as it is, since it trades CPU time and isolation for memory."""
-    folder = context.path("sys/kernel/mm/ksm")
-    if not folder.is_dir() or not probes.ksm_accepted():
-        return Finding("ksm", "info", "this kernel has no KSM: equal pages of VMs are not shared")
-    if sysfs.read_text(folder / "run") != "1":
-        return Finding("ksm", "info", "there, but not running", f"echo 1 > {folder}/run")
-    saved = sysfs.number(folder / "pages_sharing") * os.sysconf("SC_PAGE_SIZE")
-    return Finding("ksm", "ok", f"running, saves {human_size(saved)}")

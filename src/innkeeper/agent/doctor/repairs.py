@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from innkeeper.agent import probes
 from innkeeper.agent.doctor.base import CHECKS, DoctorContext, Finding, run_checks
+from innkeeper.agent.doctor.checks_memory import put_ksm_back
 from innkeeper.errors import CommandFailed, Failed, InnkeeperError
 
 # A slow mirror and a slow disk; apt-get itself gives up on a dead one sooner.
@@ -76,7 +77,7 @@ async def _look_again(
         after = now.get(one.name)
         if after is None:
             results.append(FixResult(one.name, False, failures.get(one.name, "cannot be checked again")))
-        elif after.verdict == "ok":
+        elif after.verdict == "ok" or (after.verdict == "info" and not after.fixable):
             results.append(FixResult(one.name, True, after.detail))
         else:
             results.append(FixResult(one.name, False, f"tried ({one.repair}), but still: {after.detail}"))
@@ -175,4 +176,5 @@ REPAIRS: Final[dict[str, Repair]] = {
     "nftables": _modprobe("nf_tables"),
     "vhost-net": _modprobe("vhost_net"),
     "leaks": _remove_leaks,
+    "ksm": put_ksm_back,
 }

@@ -13,6 +13,7 @@ from typing import Final
 from innkeeper.agent import chains, saved, templates
 from innkeeper.agent.context import Context
 from innkeeper.agent.launchplan import SEED_DISK, forwards_of
+from innkeeper.agent.lookup import merging
 from innkeeper.agent.moments import Taken
 from innkeeper.agent.ops.launch import Source, admit, launch
 from innkeeper.agent.ops.restore import durable_moment, find, own_layer, start_plan
@@ -155,6 +156,7 @@ def plan_of_copy(ctx: Context, record: InstanceRecord, parent: LaunchPlan) -> La
         uid=record.uid,
         name=record.name,
         epoch=record.wanted.epoch,
+        memory=merging(ctx, record, parent.memory),
         disks=tuple(_disk(disk, disks) for disk in parent.disks),
         nics=nics,
         firmware=firmware,

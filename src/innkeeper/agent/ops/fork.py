@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from innkeeper.agent import chains, devices, forkable
 from innkeeper.agent.context import Context, Running
-from innkeeper.agent.lookup import plan_of
+from innkeeper.agent.lookup import merging, plan_of
 from innkeeper.agent.moments import Taken
 from innkeeper.agent.ops.pinning import pin
 from innkeeper.agent.quiesce import FileSystems
@@ -79,7 +79,11 @@ async def _of_running(
         ctx.checkpoint("fork.layers")
         halts = ctx.moments.halts(token)
         next_plan = replace(
-            plan, ram_private=True, disks=over(plan.disks, own, frozen), paused=plan.paused or halts
+            plan,
+            ram_private=True,
+            memory=merging(ctx, record, plan.memory),
+            disks=over(plan.disks, own, frozen),
+            paused=plan.paused or halts,
         )
         moment = Moment(running.machine.share_ram(), directory / "device-state")
         taken = Taken(next_plan, moment, for_copies(next_plan, frozen), directory, quiesced=quiesced)

@@ -22,6 +22,7 @@ from innkeeper.guest.agent import GuestAgent
 from innkeeper.spec.accelerator import choose_accelerator
 from innkeeper.spec.finding import refuse
 from innkeeper.spec.instance import InstanceRecord, State
+from innkeeper.spec.overcommit import needed_now
 from innkeeper.telemetry.tail import last_lines
 from innkeeper.units import MiB, human_size
 
@@ -146,7 +147,7 @@ def admit(ctx: Context, record: InstanceRecord, ram_bytes: int) -> None:
     refuse(memorycheck.of_start(record.spec.memory, ctx.host))
     needed = QEMU_OVERHEAD_BYTES + (0 if record.spec.memory.hugepages else ram_bytes)
     available = ctx.host.memory_available_bytes()
-    if needed + MEMORY_RESERVE_BYTES > available:
+    if needed_now(needed, ctx.host.settings.overcommit.memory) + MEMORY_RESERVE_BYTES > available:
         raise NoCapacity(
             f"Not enough memory to start {record.name}: {human_size(needed)} needed (guest RAM and QEMU), "
             f"{human_size(available)} available on {ctx.host.name}",

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from innkeeper.agent import chains, layers, templates
 from innkeeper.agent.context import Context, Running
+from innkeeper.agent.lookup import merging
 from innkeeper.agent.ops import fork
 from innkeeper.engine import plan_file
 from innkeeper.errors import Failed
@@ -32,7 +33,12 @@ async def make_template(ctx: Context, record: InstanceRecord) -> None:
     async with running.agent.channel.held(), AsyncExitStack() as undo:
         frozen, own = fork.new_layers(ctx, plan, files, token, undo)
         # A start after the template's end finds layers of its own over the frozen ones, like a fork's.
-        next_plan = replace(plan, ram_private=True, disks=fork.over(plan.disks, own, frozen))
+        next_plan = replace(
+            plan,
+            ram_private=True,
+            memory=merging(ctx, record, plan.memory),
+            disks=fork.over(plan.disks, own, frozen),
+        )
         new = await fork.stand_in(ctx, record, running, next_plan, undo, paused=plan.paused)
         moment = next_files.moment
         moment.directory.mkdir(mode=0o700)

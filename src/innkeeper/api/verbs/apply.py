@@ -72,7 +72,8 @@ async def apply(
             return None
         return with_spec(record, wanted, follows)
 
-    view = await repo.change_instance(name, applied)
+    async with admission.of_change(await repo.view(name), fitted):
+        view = await repo.change_instance(name, applied)
     resume = follows.now if waits_for_resume(view) else ()
     if not dry_run:
         view = await carried_out(repo, view, follows)

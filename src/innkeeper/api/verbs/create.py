@@ -12,11 +12,10 @@ from innkeeper.api.verbs import change
 from innkeeper.api.verbs.fork import ForkOptions, begin
 from innkeeper.api.verbs.wait import wait
 from innkeeper.clock import Clock
-from innkeeper.control import forking, templating
+from innkeeper.control import templating
 from innkeeper.control.admission import fitted_to_image
 from innkeeper.errors import Conflict, InnkeeperError, NameTaken, NotFound, Unsupported, WrongState
 from innkeeper.spec.base import check_name
-from innkeeper.spec.finding import refuse
 from innkeeper.spec.image import ImageRecord
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, Power, Wanted
 from innkeeper.store.kv import Compare, unchanged
@@ -89,7 +88,9 @@ async def _accepted(
         parent = await _template_of(repo, fitted, image, options)
         if parent is not None:
             try:
-                return await _from_template(repo, clock, parent, name or _own_name(spec), fitted, options)
+                return await _from_template(
+                    repo, admission, clock, parent, name or _own_name(spec), fitted, options
+                )
             except NameTaken:
                 if name:
                     raise
@@ -145,13 +146,19 @@ async def _template_of(
 
 
 async def _from_template(
-    repo: Repo, clock: Clock, parent: InstanceView, name: str, spec: InstanceSpec, options: CreateOptions
+    repo: Repo,
+    admission: Admission,
+    clock: Clock,
+    parent: InstanceView,
+    name: str,
+    spec: InstanceSpec,
+    options: CreateOptions,
 ) -> InstanceView:
-    refuse(forking.room(parent.record, 1, await repo.hosts()))
     machine = spec.machine.model_copy(update={"type": parent.record.spec.machine.type})
     how = ForkOptions(remove_when_ended=options.remove_when_ended, hold=options.hold)
     wanted = spec.model_copy(update={"machine": machine})
-    (view,) = await begin(repo, clock, parent, [name], how, wanted)
+    async with admission.of_forks(parent.record, 1):
+        (view,) = await begin(repo, clock, parent, [name], how, wanted)
     return view
 
 

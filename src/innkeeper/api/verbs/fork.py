@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
 from innkeeper.api.verbs.rm import rm
 from innkeeper.api.verbs.wait import wait
@@ -47,7 +48,9 @@ class ForkOptions:
     timeout_s: float | None = None
 
 
-async def fork(repo: Repo, clock: Clock, name: str, options: ForkOptions) -> list[InstanceView]:
+async def fork(
+    repo: Repo, clock: Clock, name: str, options: ForkOptions, admission: Admission | None = None
+) -> list[InstanceView]:
     """Fork it. A running parent's copies run on from that moment; a stopped one's are linked clones.
 
     Either all copies are made, or none is left and the first error is raised.
@@ -58,11 +61,11 @@ async def fork(repo: Repo, clock: Clock, name: str, options: ForkOptions) -> lis
     live = is_active(parent.record, parent.status)
     refuse(forking.state(parent.record, parent.status))
     refuse(forking.cpus(parent.record, options.cpus, live=live))
-    if live:
-        refuse(forking.room(parent.record, options.count, await repo.hosts()))
     existing = {view.name for view in await repo.instances()}
     names = names_of(name, options.count, options.pattern, existing)
-    views = await begin(repo, clock, parent, names, options)
+    runs = options.count if live or options.start else 0
+    async with (admission or Admission(repo)).of_forks(parent.record, runs, live=live):
+        views = await begin(repo, clock, parent, names, options)
     try:
         return await asyncio.gather(*(_awaited(repo, view, options, deadline) for view in views))
     except InnkeeperError:

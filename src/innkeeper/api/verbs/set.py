@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
 from innkeeper.api.verbs.respec import NOTHING, carried_out, refuse_absent, what_follows, with_spec
 from innkeeper.errors import Refused, Unsupported
@@ -15,12 +16,15 @@ from innkeeper.store.repo import Repo
 from innkeeper.store.view import InstanceView
 
 
-async def set_(repo: Repo, name: str, update: InstanceUpdate) -> InstanceView:
+async def set_(
+    repo: Repo, name: str, update: InstanceUpdate, admission: Admission | None = None
+) -> InstanceView:
     """Change the fields that `update` has; the others stay. Raises Unsupported, and changes nothing, when one
     of them cannot be changed now."""
     follows = NOTHING
-    before = (await repo.instance(name)).value
-    await refuse_absent(repo, before.host, merged(before.spec, update))
+    before = await repo.view(name)
+    after = merged(before.record.spec, update)
+    await refuse_absent(repo, before.record.host, after)
 
     def updated(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord | None:
         nonlocal follows
@@ -35,7 +39,9 @@ async def set_(repo: Repo, name: str, update: InstanceUpdate) -> InstanceView:
             return None
         return with_spec(record, spec, follows)
 
-    return await carried_out(repo, await repo.change_instance(name, updated), follows)
+    async with (admission or Admission(repo)).of_change(before, after):
+        view = await repo.change_instance(name, updated)
+    return await carried_out(repo, view, follows)
 
 
 def merged(spec: InstanceSpec, update: InstanceUpdate) -> InstanceSpec:

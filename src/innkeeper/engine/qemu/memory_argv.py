@@ -22,8 +22,10 @@ def numa_members(piece: RamPlan) -> dict[str, Any]:
 
 
 def machine_option(plan: LaunchPlan) -> list[str]:
-    """With NUMA nodes, each of them names its RAM; else the machine has all of it in one piece."""
-    return [] if plan.memory.nodes else [f"memory-backend={MAIN_RAM}"]
+    """With NUMA nodes, each of them names its RAM; else the machine has all of it in one piece. QEMU has the
+    kernel merge equal pages (MADV_MERGEABLE) unless told otherwise, of RAM and of ROMs."""
+    ram = [] if plan.memory.nodes else [f"memory-backend={MAIN_RAM}"]
+    return ram if plan.memory.merge else [*ram, "mem-merge=off"]
 
 
 def memory_options(plan: LaunchPlan, wiring: RamWiring) -> list[str]:
