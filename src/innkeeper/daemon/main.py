@@ -106,11 +106,7 @@ async def _serve(paths: Paths, options: Options) -> None:
         stack.push_async_callback(snapshots.close)
         sampler = Sampler(ctx)
         stack.push_async_callback(sampler.close)
-        settings = Settings(host, paths.state)
-        merging = settings.begin(lambda mode: Merging(Ksm(), Claim(), clock, mode, lambda: see(ctx)))
-        stack.push_async_callback(merging.close)
-        pools = HugePagePools(host, paths.state)
-        await pools.restore()
+        settings, pools = await _host_settings(ctx, host, stack)
         lease = await store.lease_grant(LEASE_TTL_S)
         await repo.put_host(host.record(clock.time()), lease=lease)
         await reconciler.load(records, revision)
@@ -143,13 +139,25 @@ async def _serve(paths: Paths, options: Options) -> None:
             pool.run(),
             sampler.run(),
             QosKeeper(ctx).run(),
-            merging.run(),
+            settings.run(),
             keep_record(host, repo, clock, lease, ctx.freed),
             _compact(store),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         sockets = await stack.enter_async_context(_listening(paths, options.tcp))
         await _run_server(deps, sockets)
+
+
+async def _host_settings(
+    ctx: Context, host: LocalHost, stack: contextlib.AsyncExitStack
+) -> tuple[Settings, HugePagePools]:
+    """What was decided about this host, in force again."""
+    settings = Settings(host, ctx.paths.state)
+    settings.begin(lambda mode: Merging(Ksm(), Claim(), ctx.clock, mode, lambda: see(ctx)))
+    stack.push_async_callback(settings.close)
+    pools = HugePagePools(host, ctx.paths.state)
+    await pools.restore()
+    return settings, pools
 
 
 def _known_checkpoint(name: str) -> str:

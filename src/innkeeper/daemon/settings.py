@@ -27,12 +27,20 @@ class Settings:
         self._file = state / "settings.json"
         self.merging: Merging | None = None
 
-    def begin(self, make: Callable[[Callable[[], KsmMode]], Merging]) -> Merging:
+    def begin(self, make: Callable[[Callable[[], KsmMode]], Merging]) -> None:
         """Load, and have the merging of pages follow what is set."""
         self.load()
-        merging = make(lambda: self._host.settings.ksm)
-        self.merging, self._host.ksm = merging, merging.report
-        return merging
+        self.merging = make(lambda: self._host.settings.ksm)
+        self._host.ksm = self.merging.report
+
+    async def run(self) -> None:
+        """What has to be looked at again and again; until cancelled."""
+        if self.merging is not None:
+            await self.merging.run()
+
+    async def close(self) -> None:
+        if self.merging is not None:
+            await self.merging.close()
 
     def load(self) -> None:
         """A file that cannot be read is no reason not to start: the defaults are safe."""
