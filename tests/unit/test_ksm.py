@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from innkeeper.agent.doctor import DoctorContext, examine, fix
@@ -151,6 +151,7 @@ def test_large_hosts_sleep_less() -> None:
     assert step(Tuning(), seen(0.1, total_bytes=256 * GiB), "auto").sleep_ms == SLEEP_MS
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=60), st.sampled_from(["auto", "always", "never"]))
 def test_whatever_happens_it_stays_within_bounds(shares: list[float], mode: KsmMode) -> None:
     tuning = Tuning()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from api_harness import FACTS, HOST, serve
 from cli_harness import Inn, inn, server
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.api_server import ApiServer
@@ -184,12 +184,13 @@ def test_promises_nobody_can_use(fields: Any, told: str) -> None:
 
 
 sizes = st.integers(1, 4096).map(lambda mib: mib * MiB)
-settings = st.fixed_dictionaries(
+vms = st.fixed_dictionaries(
     {"size": st.integers(16, 4096), "reserve": st.floats(0, 1), "fork": st.booleans()}
 )
 
 
-@given(st.lists(settings, max_size=30), st.floats(0.1, 4.0))
+@settings(deadline=None)
+@given(st.lists(vms, max_size=30), st.floats(0.1, 4.0))
 def test_whatever_is_admitted_stays_within_what_there_is(asked: list[dict[str, Any]], ratio: float) -> None:
     here, admitted = host(ratio), list[InstanceView]()
     capacity = overcommit.capacity_bytes(here)
