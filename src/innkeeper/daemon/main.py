@@ -88,12 +88,8 @@ async def _serve(paths: Paths, options: Options) -> None:
         store = await SqliteStore.open(paths.store, clock)
         stack.push_async_callback(store.close)
         repo = Repo(store)
-        cgroups = host.cgroups = Cgroups.detect(paths.state)
-        stack.push_async_callback(cgroups.close)
-        engine = QemuEngine(runner, clock, cgroups)
-        ctx = Context(paths, runner, engine, repo, clock, host, cgroups=cgroups)
-        if point := os.environ.get("INNKEEPER_CRASH_AT"):
-            ctx.checkpoint = crash_at(_known_checkpoint(point))
+        ctx = _context(paths, runner, repo, clock, host)
+        stack.push_async_callback(ctx.cgroups.close)
         pool = Pool(ctx)
         await pool.recover(ctx.engine.find_running())
         # Adopting VMs needs nothing of what the host's examination may take seconds for.
@@ -124,7 +120,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             live=LiveService(ctx),
             metering=sampler,
             images=Images(paths, runner, repo, clock),
-            doctor=Doctor(runner, paths, host, Leaks(ctx), cgroups),
+            doctor=Doctor(runner, paths, host, Leaks(ctx), ctx.cgroups),
             host=host.name,
             version=version(),
             mode="system" if os.geteuid() == 0 else "session",
@@ -146,6 +142,15 @@ async def _serve(paths: Paths, options: Options) -> None:
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         sockets = await stack.enter_async_context(_listening(paths, options.tcp))
         await _run_server(deps, sockets)
+
+
+def _context(paths: Paths, runner: SystemRunner, repo: Repo, clock: SystemClock, host: LocalHost) -> Context:
+    cgroups = host.cgroups = Cgroups.detect(paths.state)
+    engine = QemuEngine(runner, clock, cgroups)
+    ctx = Context(paths, runner, engine, repo, clock, host, cgroups=cgroups)
+    if point := os.environ.get("INNKEEPER_CRASH_AT"):
+        ctx.checkpoint = crash_at(_known_checkpoint(point))
+    return ctx
 
 
 async def _host_settings(
