@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from innkeeper.api import (
+    advice,
     events,
     explain,
     holds,
@@ -33,7 +34,9 @@ from innkeeper.api.deps import ApiDeps, Context
 from innkeeper.api.guard import Guard
 from innkeeper.api.index import Index
 from innkeeper.api.respond import error_response
+from innkeeper.api.trials import Trials
 from innkeeper.api.validation import as_bad_request
+from innkeeper.api.verbs.advise import Sources
 from innkeeper.errors import BadRequest, InnkeeperError, NotFound
 
 DESCRIPTION: Final = """\
@@ -65,7 +68,9 @@ def create_app(deps: ApiDeps) -> FastAPI:
         default_response_class=Response,
     )
     index = Index(deps.store, deps.paths)
-    app.state.context = Context(deps, index, Admission(deps.repo, index, deps.look_again))
+    admission = Admission(deps.repo, index, deps.look_again)
+    sources = Sources(deps.repo, deps.metering, deps.live, deps.clock)
+    app.state.context = Context(deps, index, admission, sources, Trials(sources, admission))
     families = (
         instances,
         snapshots,
@@ -77,6 +82,7 @@ def create_app(deps: ApiDeps) -> FastAPI:
         images,
         host,
         metrics,
+        advice,
         events,
     )
     for family in families:
@@ -91,16 +97,17 @@ def create_app(deps: ApiDeps) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[None]:
-    """Follow the store while the application serves."""
+    """Follow the store, and trials of advice, while the application serves."""
     assert isinstance(app, FastAPI)
     context: Context = app.state.context
-    following = asyncio.ensure_future(context.index.run())
+    following = [asyncio.ensure_future(work) for work in (context.index.run(), context.trials.run())]
     try:
         yield
     finally:
         context.deps.closing.set()
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
 
 
 async def _on_innkeeper_error(request: Request, error: Exception) -> Response:

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 from innkeeper.agent.live import Live, Metering
 from innkeeper.api.admit import Admission
 from innkeeper.api.index import Index
+from innkeeper.api.trials import Trials
+from innkeeper.api.verbs.advise import Sources
 from innkeeper.clock import Clock
 from innkeeper.paths import Paths
 from innkeeper.spec.image import ImageRecord
@@ -97,4 +99,6 @@ class Context:
     deps: ApiDeps
     index: Index
     admission: Admission
+    sources: Sources
+    trials: Trials
     holds: set[str] = field(default_factory=set)  # tokens of those that are open (holds.py)

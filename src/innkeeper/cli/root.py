@@ -47,6 +47,7 @@ class Root(LazyGroup):
         "cpu": ("cpu", "Show what CPUs this host can give a VM."),
         "host": ("host", "Show what this host has."),
         "top": ("top", "Show what VMs and the host use."),
+        "advise": ("advise", "Say what would pay, by what VMs did; apply it."),
         "doctor": ("doctor", "Test this host, and repair what can be."),
         "serve": ("serve", "Run the daemon, or stop the one in the background."),
         "completion": ("completion", "Print the completion script for a shell."),

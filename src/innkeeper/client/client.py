@@ -63,6 +63,12 @@ class Client:
         answer: Json = self.transport.json("GET", "/v1/metrics", query={"max_age_s": max_age_s})
         return answer
 
+    def advice(self, *, window_s: float | None = None, min_data_s: float | None = None) -> Json:
+        """What would pay, of all instances that run: `host`, `instances`; see Instance.advice."""
+        from innkeeper.client.advice import report
+
+        return report(self.transport, window_s, min_data_s)
+
     def events(self, *, since: int | None = None, prefix: str | None = None) -> Iterator[ServerEvent]:
         """Every change in the store, as it happens, from the revision `since` on."""
         return self.transport.events("GET", "/v1/events", query={"from": since, "prefix": prefix})

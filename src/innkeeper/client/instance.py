@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from innkeeper import errors
+from innkeeper.client.advice import Advised
 from innkeeper.client.inspect import Inspectable
 from innkeeper.client.transport import READ_S, TRANSFER_S, verb_deadline
 
@@ -25,7 +26,7 @@ def check_existing_name(name: str) -> None:
         raise errors.NotFound(f"No instance is named {name!r}", hint="see inn list")
 
 
-class Instance(Inspectable):
+class Instance(Inspectable, Advised):
     """Verbs return when they are done, and `data` is then what the daemon answered."""
 
     def start(self, *, wait: str = "running", timeout_s: float | None = None) -> Instance:

@@ -3,6 +3,7 @@
     instances/NAME   InstanceRecord   what the user asked for
     status/NAME      StatusRecord     what the agent observed, and of which uid
     snapshots/INSTANCE/NAME  SnapshotRecord
+    trials/NAME      TrialsRecord     advice that was applied, and what became of it
     spares/UID       SpareRecord      a template's copy that waits for a name
     images/NAME      ImageRecord
     hosts/NAME       HostRecord       under the daemon's lease
@@ -18,6 +19,7 @@ from typing import Final
 INSTANCES: Final = "instances/"
 STATUS: Final = "status/"
 SNAPSHOTS: Final = "snapshots/"
+TRIALS: Final = "trials/"
 SPARES: Final = "spares/"
 IMAGES: Final = "images/"
 HOSTS: Final = "hosts/"
@@ -38,6 +40,10 @@ def snapshot(instance: str, name: str) -> str:
 def snapshots_of(instance: str) -> str:
     """The prefix of all snapshots of one instance."""
     return f"{SNAPSHOTS}{instance}/"
+
+
+def trials(name: str) -> str:
+    return TRIALS + name
 
 
 def spare(uid: str) -> str:

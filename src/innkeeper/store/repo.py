@@ -33,6 +33,7 @@ from innkeeper.store.kv import (
 from innkeeper.store.settle import Limit, Predicate
 from innkeeper.store.snapshots import Snapshots
 from innkeeper.store.spares import Claim, Spares
+from innkeeper.store.trials import Trials
 from innkeeper.store.view import InstanceView, StatusRecord
 
 __all__ = ["InstanceView", "Repo", "StatusRecord", "Stored", "decode", "encode"]
@@ -66,6 +67,7 @@ class Repo:
         self.store = store
         self.snapshots = Snapshots(store)
         self.spares = Spares(store)
+        self.trials = Trials(store)
 
     # -- instances ---------------------------------------------------------------------------------
 
@@ -166,6 +168,7 @@ class Repo:
                     Delete(keys.snapshots_of(name), prefix=True),
                     Delete(keys.instance(name)),
                     Delete(keys.status(name)),
+                    Delete(keys.trials(name)),
                 ],
             )
             if result.succeeded:

@@ -118,6 +118,7 @@ class Sampler:
             if tracker.machine is not running.machine:
                 tracker.open(running.machine)
             now = self._ctx.clock.monotonic()
+            tracker.given = _given(self._ctx.statuses.get(uid, InstanceStatus()))
             tracker.read(now, self._ctx.clock.time())
         except (OSError, ValueError, IndexError) as error:
             # It has just ended: whoever watches it will say so.
@@ -290,6 +291,12 @@ class Sampler:
         if record is None:
             raise NotFound(f"No instance named {name} on this host", hint="see what there is: inn list")
         return record
+
+
+def _given(status: InstanceStatus) -> dict[str, float]:
+    """Nothing of one that is not known to have anything."""
+    found = {"given_cpus": float(status.cpus), "given_memory": float(status.memory.size)}
+    return {name: value for name, value in found.items() if value}
 
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[float | None, ...]]:

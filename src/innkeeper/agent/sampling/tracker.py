@@ -41,6 +41,7 @@ class Tracker:
         self.reader: ProcessReader | None = None
         self.taps: tuple[str, ...] = ()
         self.totals: dict[str, float] = {}
+        self.given: dict[str, float] = {}  # what it has to use: readings of another size are of another VM
         self.asking: dict[str, asyncio.Task[None]] = {}  # questions under way
         self.asked: dict[str, float] = {}  # when each was asked last
         self.watching: asyncio.Task[None] | None = None  # for its end
@@ -174,9 +175,13 @@ class Tracker:
                 "minor_faults": self.rates.minor_faults,
                 "major_faults": self.rates.major_faults,
             }
-            for one in self.rates.threads:
-                if one.thread.kind == "vcpu":
-                    found[one.thread.name] = one.used
+            vcpus = [one for one in self.rates.threads if one.thread.kind == "vcpu"]
+            found |= {one.thread.name: one.used for one in vcpus}
+            if vcpus:
+                # What it would use of an empty host: one that has to wait is not idle.
+                wanted = [one.used + (one.waited or 0.0) for one in vcpus]
+                found |= {"demand": sum(wanted), "busiest": max(wanted)}
+            found |= self.given
             if pressure := self.rates.pressure:
                 found |= {
                     "pressure_cpu": pressure.cpu,
