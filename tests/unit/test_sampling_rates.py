@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innkeeper.agent.sampling import proc, rates
-from innkeeper.agent.sampling.rates import NetworkCounters, Pressure, Sample, ThreadSample, advance
+from innkeeper.agent.sampling.rates import NetworkCounters, Pressure, Sample, ThreadSample, advance, demand
 from innkeeper.agent.sampling.reader import Placement
 from innkeeper.agent.sampling.tracker import guest_traffic, local_share, tap_traffic
 from innkeeper.engine.base import Counters, DiskCounters
@@ -259,3 +259,19 @@ def test_pressure_and_cpus_of_the_host() -> None:
     cpus = proc.parse_host_cpus(b"cpu  1 1 1 1 1 1 1 1 0 0\ncpu3 100 100 100 999 50 50 50 25 40 0\nintr 5\n")
     ticks = proc.TICKS_PER_S
     assert cpus == {3: (400 / ticks, 50 / ticks, 25 / ticks)}
+
+
+@pytest.mark.parametrize(
+    ("used", "waited", "expected"),
+    [
+        (0.5, 0.0, 0.5),
+        (0.4, 0.6, 1.0),  # it never slept
+        (0.01, 0.1, 0.0111),  # it slept nearly always: its short waits are no work
+        (0.25, 0.5, 0.5),
+        (0.6, 0.6, 1.0),  # two readings at slightly different moments
+        (0.0, 1.0, 0.0),
+        (0.0, 0.0, 0.0),
+    ],
+)
+def test_demand_is_what_an_empty_host_would_see(used: float, waited: float, expected: float) -> None:
+    assert demand(used, waited) == pytest.approx(expected, rel=0.01)

@@ -100,6 +100,13 @@ def advance(before: float, after: float, bits: int = 64) -> float:
     return after if after < before / 2 else 0.0
 
 
+def demand(used: float, waited: float) -> float:
+    """What a thread would use of a host with nobody else: one that has to wait for a CPU is not idle. Without
+    the waiting the same work and the same sleep take less time, so a thread that never sleeps comes out as 1,
+    and one that mostly sleeps as little more than what it used."""
+    return min(1.0, used / max(1.0 - waited, used, 0.01))
+
+
 def process_rates(before: Sample, after: Sample) -> ProcessRates | None:
     """None when they are not of one process, or too near to each other."""
     took = after.at - before.at

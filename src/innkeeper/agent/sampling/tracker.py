@@ -178,9 +178,8 @@ class Tracker:
             vcpus = [one for one in self.rates.threads if one.thread.kind == "vcpu"]
             found |= {one.thread.name: one.used for one in vcpus}
             if vcpus:
-                # What it would use of an empty host: one that has to wait is not idle.
-                wanted = [one.used + (one.waited or 0.0) for one in vcpus]
-                found |= {"demand": sum(wanted), "busiest": max(wanted)}
+                demands = [rates.demand(one.used, one.waited or 0.0) for one in vcpus]
+                found |= {"demand": sum(demands), "busiest": max(demands)}
             found |= self.given
             if pressure := self.rates.pressure:
                 found |= {

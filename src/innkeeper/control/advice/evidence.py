@@ -131,15 +131,17 @@ def duration(seconds: float) -> str:
 
 
 def with_changes(spec: InstanceSpec, change: Mapping[str, object]) -> InstanceSpec:
-    """The spec with these fields, by path. Raises pydantic's ValidationError, or KeyError for a path that is
-    not there."""
+    """The spec with these fields, by path. Raises ValueError for what makes no spec; pydantic's is one."""
     fields = spec.model_dump(mode="json")
     for path, value in change.items():
         *parents, last = path.split(".")
         place: Any = fields
-        for part in parents:
-            place = place[int(part)] if isinstance(place, list) else place[part]
-        place[last] = value
+        try:
+            for part in parents:
+                place = place[int(part)] if isinstance(place, list) else place[part]
+            place[last] = value
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"there is no field {path}") from None
     return InstanceSpec.model_validate(fields)
 
 

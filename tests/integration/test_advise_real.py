@@ -1,0 +1,105 @@
+"""Advice on real guests: by what they really did, applied, watched and taken back."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vms.daemon import Daemon
+from vms.forks import Guest, assert_nothing_remains
+
+pytestmark = pytest.mark.vm
+
+# The sampler reads every 5 s; two or three readings are enough for what goes on all the time.
+SHORT = ("--window", "20s", "--min-data", "10s")
+Json = dict[str, Any]
+
+
+def spin(guest: Guest, count: int) -> None:
+    guest.sh(f"for n in $(seq {count}); do (while :; do :; done) </dev/null >/dev/null 2>&1 & done")
+
+
+def advice(host: Daemon, name: str) -> Json:
+    found: Json = host.inn("advise", name, *SHORT, "--json").ok().json
+    return found
+
+
+def until(host: Daemon, name: str, good: Callable[[Json], object], what: str, within_s: float = 90.0) -> Json:
+    """The advice as soon as it is so. Nothing in it sends an event: it is asked once a second."""
+    end = time.monotonic() + within_s
+    while not good(found := advice(host, name)):
+        assert time.monotonic() < end, f"not seen: {what}; last {found}"
+        time.sleep(1.0)
+    return found
+
+
+def started(host: Daemon, name: str, cpus: int, threads: int) -> Guest:
+    host.inn("run", "tiny", "-d", "--name", name, "--cpus", str(cpus), "--network", "none").ok()
+    spin(Guest(host, name), threads)
+    return Guest(host, name)
+
+
+def test_a_busy_one_gets_more_unless_it_waits_for_the_host(host: Daemon) -> None:
+    """On a machine that is busy itself the rule must say so: both are right, by the numbers of that time."""
+    inn, busy = host.inn, started(host, "busy", 1, 12)
+    known = ("busy", "contended")
+
+    def seen(now: Json) -> bool:
+        return any(one["reason"] in known for one in [*now["advice"], *now["withheld"]])
+
+    found = until(host, "busy", seen, "more, or why not")
+    if found["advice"]:
+        (one,) = found["advice"]
+        assert one["change"] == {"cpu.count": 2} and "above 75 % and 90 %" in one["evidence"]
+        inn(*shlex.split(one["command"])[1:]).ok()  # as it is printed
+        assert busy.sh("nproc") == "2"
+        # What it did with one vCPU says nothing about two: not at once again.
+        assert advice(host, "busy")["withheld"][0]["reason"] == "data"
+    else:
+        waited = host.client.instances.handle("busy").history()["average"]["wait"]
+        assert max(one for one in waited if one is not None) > 0.1
+    busy.remove()
+
+
+def test_one_thread_needs_one_vcpu_and_what_was_worse_is_taken_back(host: Daemon) -> None:
+    """Through a kill of the daemon while it is watched."""
+    inn, web = host.inn, started(host, "web", 2, 1)
+    boot = web.boot_id()
+    found = until(host, "web", lambda now: now["advice"], "one is enough")
+    (one,) = found["advice"]
+    assert one["reason"] == "single-threaded" and one["change"] == {"cpu.count": 1} and one["live"]
+    assert one["what"].startswith("1 vCPU instead of 2") and "near 1/2 of its 2 vCPUs" in one["evidence"]
+    assert one["command"] in inn("advise", "web", *SHORT).ok().out.splitlines()[3]
+
+    inn("advise", "web", *SHORT, "--apply", "--watch", "10s").ok()
+    assert web.sh("nproc") == "1" and host.status("web")["cpus"] == 1
+    inn("advise", "web", "--apply").failed(4, "being watched after a change already")
+    spin(web, 15)  # now there is more to do than one vCPU can
+    host.kill()
+    host.start()
+    found = until(host, "web", lambda now: now["trials"][-1]["state"] == "reverted", "taken back")
+    outcome = found["trials"][-1]["outcome"]
+    assert outcome.startswith("worse, and put back: tasks queue in its guest") and "on 1 now" in outcome
+    assert web.sh("nproc") == "2" and host.status("web")["cpus"] == 2
+    assert web.boot_id() == boot, "all that without a restart"
+    assert "reverted" in inn("advise", "web", *SHORT).ok().out
+    web.remove()
+    assert_nothing_remains(host)
+
+
+def test_asked_about_what_cannot_be_told(host: Daemon) -> None:
+    inn = host.inn
+    inn("create", "tiny", "--name", "off").ok()
+    inn("advise", "off").failed(4, "does not run")
+    inn("advise", "off", "--apply").failed(4, "inn start off")
+    inn("advise", "of").failed(3, "did you mean off")
+    inn("advise", "off", "--window", "1s").failed(2, "window_s")
+    inn("advise", "off", "--window", "30d").failed(2, "window_s")
+    inn("advise", "off", "--window", "1m", "--min-data", "1h").failed(2, "cannot lie in a window")
+    inn("advise", "--kind", "cpu").failed(2, "--apply")
+    assert "no VM runs" in inn("advise").ok().err
+    inn("rm", "off").ok()
