@@ -1,4 +1,4 @@
-"""Sizes, durations and CPU amounts as people write them; bytes, seconds and cores inside."""
+"""Sizes, rates, durations and CPU amounts as people write them; bytes, seconds and cores inside."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ _SIZE_UNITS: Final[dict[str, int]] = {
 }  # fmt: skip
 _DURATION_UNITS: Final[dict[str, float]] = {
     "": 1.0, "ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
+}  # fmt: skip
+# Of a bit rate prefixes are decimal, and the binary ones are written out (IEC 80000-13).
+_BIT_UNITS: Final[dict[str, int]] = {
+    "bit": 1,
+    "kbit": 1000, "kibit": KiB,
+    "mbit": 1000**2, "mibit": MiB,
+    "gbit": 1000**3, "gibit": GiB,
+    "tbit": 1000**4, "tibit": TiB,
 }  # fmt: skip
 _NUMBER_UNIT: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
@@ -93,6 +101,57 @@ def format_cores(millicores: int) -> str:
     if millicores % 100 == 0:
         return f"{millicores / 1000:g}"
     return f"{millicores}m"
+
+
+def parse_rate(text: str | int) -> int:
+    """Bytes per second from ``50MiB/s``, ``100Mbit/s`` or a plain number of bytes; ``/s`` may be left out.
+
+    Raises BadRequest for an unknown unit, a negative number, a fraction of a byte, another time than a
+    second, and ``Mb``, which may mean bits or bytes.
+    """
+    hint = "write it like 50MiB/s or 100Mbit/s"
+    match = None if isinstance(text, bool) else _NUMBER_UNIT.fullmatch(_per_second(text))
+    if match is None:
+        raise BadRequest(f"Not a rate: {text!r}", hint=hint)
+    number, unit = match.groups()
+    if re.fullmatch(r"[A-Za-z]i?b", unit):
+        raise BadRequest(
+            f"{unit}/s may mean bits or bytes: {text!r}", hint=f"write {unit}it/s or {unit[:-1]}B/s"
+        )
+    bits = _BIT_UNITS.get(unit.lower())
+    factor = _SIZE_UNITS.get(unit.lower()) if bits is None else bits
+    if factor is None:
+        raise BadRequest(f"Unknown unit {unit!r} in rate {text!r}", hint=hint)
+    whole, _, fraction = number.partition(".")
+    scale = 10 ** len(fraction) * (1 if bits is None else 8)
+    scaled = int(whole + fraction) * factor
+    if scaled % scale and (factor == 1 or bits is not None):
+        raise BadRequest(f"A rate is a whole number of bytes per second: {text!r}", hint=hint)
+    return int(scaled // scale)
+
+
+def format_rate(bytes_per_second: int) -> str:
+    """The exact rate in bytes: 52428800 -> ``50MiB/s``, 12500000 -> ``12500000B/s``."""
+    return f"{format_size(bytes_per_second)}/s"
+
+
+def parse_ops(text: str | int) -> int:
+    """Operations per second from ``500/s`` or a plain number. Raises BadRequest for anything else."""
+    match = None if isinstance(text, bool) else re.fullmatch(r"\s*([0-9]+)\s*", _per_second(text), re.ASCII)
+    if match is None:
+        raise BadRequest(
+            f"Not a number of operations per second: {text!r}", hint="write it like 500/s or 500"
+        )
+    return int(match[1])
+
+
+def format_ops(per_second: int) -> str:
+    """500 -> ``500/s``."""
+    return f"{per_second}/s"
+
+
+def _per_second(text: str | int) -> str:
+    return re.sub(r"\s*/\s*s(ec)?\s*$", "", str(text))
 
 
 def parse_duration(text: str | int | float) -> float:

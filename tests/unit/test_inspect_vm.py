@@ -18,6 +18,7 @@ from innkeeper.agent.inspect import access, address, inspector, memory
 from innkeeper.agent.inspect.disk import blockdev_options, cache_mode
 from innkeeper.agent.service import LiveService
 from innkeeper.engine.inspection import AddressSpace, BlockDevice, BlockNode, Nic, Region
+from innkeeper.engine.throttle import Throttle
 from innkeeper.errors import BadRequest, EngineError, NotFound, Unsupported, WrongState
 from innkeeper.guest import interfaces as guest_interfaces
 from innkeeper.spec.inspection import HostPlace, MemoryMap
@@ -388,12 +389,12 @@ def test_cpus(play: Callable[[FakeInspection, Scenario], None], rams: Callable[.
     play(vm, scenario)
 
 
-NODE = BlockNode("disk-data", "qcow2", 1 << 30, 4096, False, False, False, {"iops": 100})
+NODE = BlockNode("disk-data", "qcow2", 1 << 30, 4096, False, False, False)
 STATS = {"rd_operations": 4, "rd_bytes": 4096, "rd_total_time_ns": 8000, "failed_wr_operations": 2}
 
 
 def test_disks(play: Callable[[FakeInspection, Scenario], None]) -> None:
-    device = BlockDevice("disk-data", "/d", "ok", True, STATS, 3)
+    device = BlockDevice("disk-data", "/d", "ok", True, STATS, 3, Throttle("disk-data", {"total_ops": 100}))
 
     async def scenario(world: World, live: LiveService, vm: FakeInspection) -> None:
         await world.create("disky", spec={"disks": [{"name": "data", "size": "1MiB"}]})
@@ -402,7 +403,7 @@ def test_disks(play: Callable[[FakeInspection, Scenario], None]) -> None:
         assert (disk.name, disk.in_flight, disk.throttle, disk.cache) == (
             "data",
             3,
-            {"iops": 100},
+            {"total_ops": 100},
             "writeback",
         )
         assert disk.reads.average_us == 2.0 and disk.writes.average_us is None and disk.writes.failed == 2
@@ -424,7 +425,7 @@ def test_disks(play: Callable[[FakeInspection, Scenario], None]) -> None:
     ],
 )
 def test_names_of_cache_modes(direct: bool, writeback: bool, no_flush: bool, name: str) -> None:
-    node = BlockNode("n", "raw", 0, 0, False, direct, no_flush, {})
+    node = BlockNode("n", "raw", 0, 0, False, direct, no_flush)
     assert cache_mode(node, BlockDevice("n", "", "ok", writeback, {}, None)) == name
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from innkeeper.agent import chains, devices, layers, templates
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import expects_agent, image_of
+from innkeeper.agent.ops.disklimits import fit_disks
 from innkeeper.agent.snapshots import sweep_snapshots
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan, Machine, RunState
@@ -103,6 +104,7 @@ async def _recover_one(ctx: Context, record: InstanceRecord, pids: list[int]) ->
     if state is not State.HUNG:
         with contextlib.suppress(InnkeeperError):  # asked again when it is to be changed or forked
             await devices.note(ctx, record, ctx.running[record.uid])
+            await fit_disks(ctx, record, ctx.running[record.uid])
 
 
 async def _run_on(machine: Machine) -> None:
@@ -213,6 +215,7 @@ async def _note_unseen_end(ctx: Context, record: InstanceRecord, status: Instanc
         pid=0,
         cpus=0,
         cpus_max=0,
+        disk_limits={},
         memory=MemoryNow(),
         ready=False,
         agent=False,

@@ -250,6 +250,7 @@ class Watcher:
             pid=0,
             cpus=0,
             cpus_max=0,
+            disk_limits={},
             memory=MemoryNow(),
             ready=False,
             agent=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from innkeeper.cli.limits import limits_shown
 from innkeeper.cli.output import clean, print_pairs, print_table
 from innkeeper.units import format_size, human_size
 
@@ -25,7 +26,8 @@ def show_disks(answer: Json) -> None:
                 ("  cache", disk["cache"]),
                 ("  aio", disk["aio"]),
                 ("  discard", disk["discard"]),
-                ("  limits", ", ".join(f"{key} {value}" for key, value in disk["throttle"].items())),
+                ("  limits", limits_shown(disk["throttle"], shared=disk["throttle_shared"])),
+                ("  held back", "by " + ", ".join(disk["held_back_by"]) if disk["held_back_by"] else ""),
                 ("  in flight", str(in_flight)),
             ]
         )

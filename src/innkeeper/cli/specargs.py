@@ -27,6 +27,12 @@ _CPU_OPTIONS: Final = {
     "count": "cpus", "max": "max_cpus", "sockets": "sockets", "cores": "cores", "threads": "threads",
     "emulator": "emulator_cpus", "iothreads": "io_cpus", "model": "cpu_model", "paravirt": "paravirt",
 }  # fmt: skip
+# Fields of disks[].qos, and QEMU's words for two of them.
+_DISK_LIMITS: Final = {
+    name: name
+    for rate in (f"{way}_{unit}" for way in ("total", "read", "write") for unit in ("bytes", "ops"))
+    for name in (rate, f"{rate}_burst", f"{rate}_burst_length")
+} | {"op_size": "op_size", "iops": "total_ops", "bps": "total_bytes"}
 _USER_DATA_MAX: Final = 512 * 1024
 # ISO 9660: the volume descriptor starts at sector 16, with this identifier at its second byte.
 _ISO_MARK_AT: Final = 16 * 2048 + 1
@@ -65,7 +71,8 @@ def size(text: str) -> str:
 
 
 def disk(text: str, name: str) -> Json:
-    """`10GiB` is a new disk, anything else a file used in place; options after commas: bus=sata, ro."""
+    """`10GiB` is a new disk, anything else a file used in place; options after commas: bus=sata, ro, or a
+    limit such as total_ops=500 or read_bytes=50MiB/s."""
     found: Json = {"name": name}
     # A file of exactly this name wins, and options are taken from the end: a path may contain commas.
     words = [text] if os.path.isfile(text) else text.split(",")
@@ -89,8 +96,13 @@ def _disk_option(word: str, found: Json) -> bool:
         found["bus"] = value
     elif key == "name" and value:
         found["name"] = value
+    elif key in _DISK_LIMITS:
+        found.setdefault("qos", {})[_DISK_LIMITS[key]] = value
     elif "=" in word and "/" not in word and "." not in key:
-        raise errors.BadRequest(f"Unknown disk option {key!r}", hint="use bus=BUS, name=NAME or ro")
+        raise errors.BadRequest(
+            f"Unknown disk option {key!r}",
+            hint="use bus=BUS, name=NAME, ro or a limit such as total_ops=500 or read_bytes=50MiB/s",
+        )
     else:
         return False
     return True

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 from innkeeper.drivers.run import Owner
 from innkeeper.engine.inspection import Inspection
 from innkeeper.engine.memory import MAIN_RAM, PLAIN_MEMORY, DimmPlan, MemoryPlan, Ram, RamPlan
+from innkeeper.engine.throttle import Throttle
 from innkeeper.paths import RuntimeFiles
 
 DiskFormat = Literal["raw", "qcow2"]
@@ -264,6 +265,13 @@ class Machine(Protocol):
 
     async def keeps_dimm(self, dimm: DimmPlan) -> bool:
         """Whether the guest has said that it does not."""
+
+    async def throttles(self) -> dict[str, Throttle | None]:
+        """What each of its disks is held to now, by the disk's name."""
+
+    async def throttle(self, disk: str, limits: Throttle | None) -> None:
+        """Hold it to that from now on; None: to nothing. Requests that wait at this disk go on by the new
+        limits. A group has one set of limits: those set last. Raises EngineError for a disk it lacks."""
 
     @property
     def ram_private(self) -> bool:

@@ -28,6 +28,7 @@ from innkeeper.engine.base import (
 )
 from innkeeper.engine.inspection import Inspection
 from innkeeper.engine.memory import DimmPlan, Ram
+from innkeeper.engine.throttle import Throttle
 from innkeeper.errors import EngineError
 from innkeeper.paths import RuntimeFiles
 
@@ -59,6 +60,7 @@ class FakeMachine:
         self._gone = asyncio.Event()
         self.present = set(range(self.plan.cpus))
         self.modules = {dimm.slot: dimm for dimm in self.plan.memory.dimms}
+        self.throttled: dict[str, Throttle | None] = dict.fromkeys(disk.name for disk in self.plan.disks)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -167,6 +169,19 @@ class FakeMachine:
 
     async def keeps_dimm(self, dimm: DimmPlan) -> bool:
         return dimm.slot in self.keeps_dimms and not self.silent_on_dimms
+
+    async def throttles(self) -> dict[str, Throttle | None]:
+        await self._answer("throttles")
+        return dict(self.throttled)
+
+    async def throttle(self, disk: str, limits: Throttle | None) -> None:
+        await self._answer("throttle")
+        if disk not in self.throttled:
+            raise EngineError(f"There is no disk {disk}")
+        for other, now in self.throttled.items():
+            if now is not None and limits is not None and now.group == limits.group:
+                self.throttled[other] = limits
+        self.throttled[disk] = limits
 
     @property
     def ram_private(self) -> bool:

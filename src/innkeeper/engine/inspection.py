@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from innkeeper.engine.throttle import Throttle
 from innkeeper.inspect.registers import Registers
 
 
@@ -67,7 +68,6 @@ class BlockNode:
     readonly: bool
     direct: bool
     no_flush: bool
-    throttle: Mapping[str, int]  # limits that are set, by QEMU's names: bps, iops_rd, bps_max, ...
     bitmaps: Sequence[Mapping[str, Any]] = ()
     detect_zeroes: str = "off"
 
@@ -83,6 +83,7 @@ class BlockDevice:
     writeback: bool
     stats: Mapping[str, Any]
     in_flight: int | None
+    throttle: Throttle | None = None
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,9 @@ class DiskReport(Model):
     aio: str
     discard: str
     detect_zeroes: str
-    throttle: dict[str, int]
+    throttle: dict[str, int] = Field(description="Limits in force, by the names of the spec; bytes, seconds.")
+    throttle_shared: bool = Field(description="These are of all disks that have no limits of their own.")
+    held_back_by: list[str] = Field(description="The limits that requests wait for now.")
     in_flight: int | None = Field(description="Requests taken from the guest and not answered.")
     reads: IoCounters
     writes: IoCounters

@@ -7,11 +7,12 @@ import enum
 import ipaddress
 from typing import Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from innkeeper.spec.architecture import DEFAULT_MACHINES, Architecture
 from innkeeper.spec.base import Model, Name, Size, worded
 from innkeeper.spec.cpu import Cpu, CpuUpdate, has_hotplug
+from innkeeper.spec.diskqos import DiskLimits, LimitsInForce
 from innkeeper.spec.memory import Memory, MemoryNow, MemoryUpdate
 from innkeeper.spec.numa import GuestNuma, NodeShare
 from innkeeper.spec.qos import Qos
@@ -93,6 +94,16 @@ class Disk(Model):
     bus: DiskBus = "virtio"
     media: Literal["disk", "cdrom"] = "disk"
     readonly: bool = False
+    qos: DiskLimits | None = Field(
+        default=None, description="Limits of its own, instead of those shared with the others (`qos.disk`)."
+    )
+
+    @field_validator("qos", mode="wrap")
+    @classmethod
+    def _some(cls, value: Any, check: ValidatorFunctionWrapHandler) -> DiskLimits | None:
+        """`inn set web disks.0.qos=` takes them all away."""
+        found: DiskLimits | None = check(None if value == "" else value)
+        return found if found and found.limits else None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Disk:
@@ -375,6 +386,9 @@ class InstanceStatus(Model):
     cpus: int = Field(default=0, description="vCPUs it has to use now; 0: it does not run.")
     cpus_max: int = Field(default=0, description="vCPUs it may get without a restart.")
     memory: MemoryNow = MemoryNow()
+    disk_limits: dict[str, LimitsInForce | None] = Field(
+        default_factory=dict, description="The limits that each disk is held to now, by its name."
+    )
     changed: int = Field(default=0, description="The last `wanted.change` that was carried out, or failed.")
     started_at: float = 0.0
     ready: bool = False

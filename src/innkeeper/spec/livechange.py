@@ -6,10 +6,12 @@ live is carried out by agent/ops/change.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from innkeeper.spec import disklimits
 from innkeeper.spec.instance import InstanceSpec, InstanceStatus
 from innkeeper.units import format_size
 
@@ -58,7 +60,7 @@ def _memory_drifted(spec: InstanceSpec, status: InstanceStatus) -> bool:
     return status.memory.step > 0 and status.memory.size != spec.memory.size
 
 
-# Paths as in `inn show --yaml`; one stands for all below it, too.
+# Paths as in `inn show --yaml`, a * for any place in a list; one stands for all below it, too.
 LIVE: Final[dict[str, Live]] = {
     "restart_policy": Live(_always, acts=False),
     "labels": Live(_always, acts=False),
@@ -67,7 +69,12 @@ LIVE: Final[dict[str, Live]] = {
     "cpu.pin": Live(_always),
     "cpu.emulator": Live(_always),
     "cpu.iothreads": Live(_always),
+    "disks.*.qos": Live(_always),
+    "qos.disk": Live(_always, drifted=disklimits.drifted),
 }
+
+
+_PLACE: Final = re.compile(r"\.\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,7 @@ def effects(changed: Iterable[str], spec: InstanceSpec, status: InstanceStatus) 
 
 
 def _live(path: str) -> Live | None:
+    path = _PLACE.sub(".*", path)
     while path:
         if path in LIVE:
             return LIVE[path]

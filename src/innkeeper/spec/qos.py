@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from innkeeper.errors import BadRequest
 from innkeeper.spec.base import Model, Size
+from innkeeper.spec.diskqos import DiskLimits
 from innkeeper.units import format_cores, format_size, parse_cores
 
 ShareWord = Literal["low", "normal", "high"]
@@ -109,8 +110,19 @@ class MemoryQos(Model):
         return self
 
 
+class DiskQos(DiskLimits):
+    """Limits of all its disks together: what one takes, the others do not get. A disk with limits of its own
+    (`disks.N.qos`) has those instead."""
+
+    shares: Shares = Field(
+        default="normal",
+        description="low, normal or high, or a number: who gets more of a disk of the host that is busy.",
+    )
+
+
 class Qos(Model):
     """Everything may change while the instance runs."""
 
     cpu: CpuQos = CpuQos()
     memory: MemoryQos = MemoryQos()
+    disk: Annotated[DiskQos, BeforeValidator(lambda value: {} if value == "" else value)] = DiskQos()

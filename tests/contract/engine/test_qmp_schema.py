@@ -10,7 +10,7 @@ import pytest
 from engine_harness import QemuBench
 
 from helpers import run
-from innkeeper.engine.qemu import affinity, commands, counters, dimms, inspection, machine, vcpus
+from innkeeper.engine.qemu import affinity, commands, counters, dimms, inspection, machine, throttle, vcpus
 from innkeeper.engine.qemu.qmp import Monitor
 from vms.daemon import short_directory
 
@@ -63,7 +63,7 @@ def test_the_event_has_what_we_read(schema: dict[str, dict[str, Any]], event: st
 
 
 def test_every_command_we_send_is_in_the_list() -> None:
-    modules = (affinity, commands, counters, dimms, machine, vcpus)
+    modules = (affinity, commands, counters, dimms, machine, throttle, vcpus)
     sent = {name for one in modules for name in _first_arguments(one, "execute")}
     assert sent <= set(commands.SCHEMA)
     assert "query-status" in sent and "stop" in sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any, Final
 
 from innkeeper.agent import chains
 from innkeeper.agent.context import Context, Running
+from innkeeper.agent.inspect.throttling import BETWEEN_S, LOOKS, Look, held_back_by
+from innkeeper.agent.ops.disklimits import SHARED_GROUP
 from innkeeper.drivers import procfs
 from innkeeper.engine.base import DiskPlan, Layer
 from innkeeper.engine.inspection import BlockDevice, BlockNode, Inspection
@@ -30,8 +33,36 @@ async def inspect_disk(name: str, ctx: Context, running: Running, vm: Inspection
     options = blockdev_options(procfs.command_line(running.machine.pid))
     users = await _users(ctx, name)
     plans = running.plan.disks if running.plan else _from_chains(ctx, running.uid)
-    disks = [_disk(one, nodes, devices, options, users) for one in plans]
+    held_back = await _held_back(vm, devices)
+    disks = [
+        _disk(one, nodes, devices, options, users, held_back.get(f"disk-{one.name}", [])) for one in plans
+    ]
     return DiskInspection(name=name, disks=disks, took_ms=round((time.monotonic() - begun) * 1000, 2))
+
+
+async def _held_back(vm: Inspection, devices: Mapping[str, BlockDevice]) -> dict[str, list[str]]:
+    """By node, the limits that hold it back now: disks that have any are looked at for a while."""
+    limited = {node: one.throttle for node, one in devices.items() if one.throttle is not None}
+    if not limited:
+        return {}
+    begun = time.monotonic()
+    looks = {node: [_look(devices[node])] for node in limited}
+    for _ in range(LOOKS - 1):
+        await asyncio.sleep(BETWEEN_S)
+        for one in await vm.block_devices():
+            if one.node in looks:
+                looks[one.node].append(_look(one))
+    took_s = time.monotonic() - begun
+    found = {}
+    for node, throttle in limited.items():
+        group = [other for other, one in limited.items() if one.group == throttle.group]
+        pairs = [(looks[other][0], looks[other][-1]) for other in group]
+        found[node] = held_back_by(throttle, looks[node], pairs, took_s)
+    return found
+
+
+def _look(device: BlockDevice) -> Look:
+    return Look(device.stats, device.in_flight)
 
 
 def _from_chains(ctx: Context, uid: str) -> tuple[DiskPlan, ...]:
@@ -81,6 +112,7 @@ def _disk(
     devices: Mapping[str, BlockDevice],
     options: Mapping[str, Mapping[str, Any]],
     users: Users,
+    held_back: list[str],
 ) -> DiskReport:
     top = f"disk-{plan.name}"
     node, device = nodes.get(top), devices.get(top)
@@ -90,6 +122,7 @@ def _disk(
         for depth, layer in enumerate(plan.chain)
     ]
     stats = device.stats if device else _NO_STATS
+    throttle = device.throttle if device else None
     return DiskReport(
         name=plan.name,
         node=top,
@@ -102,7 +135,9 @@ def _disk(
         aio=str(file.get("aio", "threads")) if file else "",
         discard=str(file.get("discard", "ignore")) if file else "",
         detect_zeroes=node.detect_zeroes if node else "",
-        throttle=dict(node.throttle) if node else {},
+        throttle=dict(throttle.limits) if throttle else {},
+        throttle_shared=throttle is not None and throttle.group == SHARED_GROUP,
+        held_back_by=held_back,
         in_flight=device.in_flight if device else None,
         reads=_counters(stats, "rd"),
         writes=_counters(stats, "wr"),

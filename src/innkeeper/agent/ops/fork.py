@@ -20,6 +20,7 @@ from innkeeper.agent import chains, devices, forkable
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import merging, plan_of
 from innkeeper.agent.moments import Taken
+from innkeeper.agent.ops.disklimits import limit_new
 from innkeeper.agent.ops.pinning import pin
 from innkeeper.agent.quiesce import FileSystems
 from innkeeper.drivers.storage.files import failure_of
@@ -198,6 +199,7 @@ async def stand_in(
     undo.callback(shutil.rmtree, files.directory, ignore_errors=True)
     undo.push_async_callback(new.detach)
     undo.push_async_callback(new.kill)
+    await limit_new(record, new, plan)
     await ctx.on_stand_in(record.uid, files)
     return new
 

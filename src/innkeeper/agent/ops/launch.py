@@ -12,6 +12,7 @@ from innkeeper.agent import memorycheck
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.devices import memory_now
 from innkeeper.agent.lookup import expects_agent, image_of
+from innkeeper.agent.ops.disklimits import limit_new
 from innkeeper.agent.ops.pinning import pin
 from innkeeper.agent.qos.enforce import enforce
 from innkeeper.drivers.storage.files import require_free
@@ -71,6 +72,7 @@ async def launch(
             if source and source.waiting:
                 plan_file.save(files, plan)  # it has a name now
             times = dict(machine.times_ms)
+            disk_limits = await limit_new(record, machine, plan)
             if source is not None:
                 times["restore"] = await _restored(machine, source, plan)
         await pin(record, machine)
@@ -93,6 +95,7 @@ async def launch(
             cpus=plan.cpus - plan.parked,
             cpus_max=plan.cpus_max or plan.cpus,
             memory=memory_now(plan),
+            disk_limits=disk_limits,
             changed=record.wanted.change,
             started_at=running.woke_at if source and source.waiting else machine.started_at,
             ready=ready and not (source and machine.agent_open),

@@ -25,6 +25,8 @@ inn set web restart_policy=always labels.owner=anna
 inn set web labels.owner=                  remove a label
 inn set web cpu.count=4                    at once, where it has room for them (cpu.max)
 inn set web cpu.pin.0=2-3 cpu.emulator=1   on which CPUs of the host; cpu.pin.0= lets it run anywhere
+inn set web qos.disk.total_bytes=50MiB/s   all of its disks together; qos.disk.total_bytes= for no limit
+inn set web disks.0.qos.read_ops=500/s     one disk
 inn set web memory.size=1GiB               at once, where it has room for it (memory.max)
 inn set web networks.0.model=e1000 boot.order=cdrom,disk
 """,
@@ -36,10 +38,11 @@ def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
     """Change single fields of a VM.
 
     FIELD is the path of a field in the spec, as inn show --yaml prints it, with dots. What can
-    change on a running VM (restart_policy, labels, cpu.count up to cpu.max, memory.size up to
-    memory.max) does at once; for everything else it is said that the VM takes it up at its next
-    start. A guest may be unable to give up a vCPU or memory: then the command fails, for vCPUs
-    after 10 s and for memory after 18 at most, and the VM keeps it. Asking again tries again.
+    change on a running VM (restart_policy, labels, limits of disks, cpu.count up to cpu.max,
+    memory.size up to memory.max) does at once; for everything else it is said that the VM takes
+    it up at its next start. A guest may be unable to give up a vCPU or memory: then the command
+    fails, for vCPUs after 10 s and for memory after 18 at most, and the VM keeps it. Asking again
+    tries again.
     """
     values = pairs(fields, "field")
     data = app.client.instances.get_data(name)
@@ -92,6 +95,8 @@ def changed_spec(spec: Json, values: dict[str, str]) -> Json:
         place: Any = changed
         for part in parents:
             place = _inside(place, part, field)
+        if last == "qos" and isinstance(place, dict) and value:
+            raise SpecError(f"{field} is a group of fields", hint=f"name one: {field}.total_bytes=50MiB/s")
         if isinstance(place, list):
             place[_index(place, last, field)] = value
         elif isinstance(place, dict):
@@ -107,14 +112,27 @@ def _inside(place: Any, part: str, field: str) -> Any:
     if isinstance(place, list):
         return place[_index(place, part, field)]
     if isinstance(place, dict) and part in place:
+        if place[part] is None:  # a group of fields of which none is given yet
+            place[part] = {}
         return place[part]
     raise _no_field(field)
 
 
 def _index(place: list[Any], part: str, field: str) -> int:
-    if not (part.isascii() and part.isdigit() and int(part) < len(place)):
-        raise _no_field(field)
-    return int(part)
+    if part.isascii() and part.isdigit() and int(part) < len(place):
+        return int(part)
+    if field.startswith("disks.") and field.count(".") > 1 and part.isdigit():
+        raise _no_disk(place, field)
+    raise _no_field(field)
+
+
+def _no_disk(disks: list[Json], field: str) -> SpecError:
+    """An image's root disk is not in the list unless something was asked of it."""
+    there = ", ".join(f"disks.{place} ({disk.get('name')})" for place, disk in enumerate(disks))
+    return SpecError(
+        f"No such disk: {field}; {'it has ' + there if there else 'its spec lists none'}",
+        hint="limits that all of its disks share: qos.disk.total_bytes=50MiB/s",
+    )
 
 
 def _no_field(field: str) -> SpecError:

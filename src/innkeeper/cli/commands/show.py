@@ -11,6 +11,7 @@ import click
 
 from innkeeper.cli.app import App
 from innkeeper.cli.command import name_argument, verb
+from innkeeper.cli.limits import limits_shown
 from innkeeper.cli.output import clean, print_json, print_pairs
 from innkeeper.units import human_duration, human_size
 
@@ -78,6 +79,7 @@ def _print(data: dict[str, Any]) -> None:
             ("addresses", ", ".join(data.get("addresses") or ())),
             ("forwards", ", ".join(_forwards(spec))),
             ("disks", ", ".join(_disk(item) for item in spec.get("disks") or ())),
+            ("disk limits", "; ".join(_limits(spec, status))),
             ("pid", data.get("pid") or None),
             ("created", _moment(data.get("created_at"))),
             ("started", _moment(status.get("started_at"))),
@@ -140,6 +142,17 @@ def _forwards(spec: dict[str, Any]) -> list[str]:
 def _disk(disk: dict[str, Any]) -> str:
     origin = disk.get("path") or disk.get("size") or disk.get("copy_of")
     return f"{disk['name']} ({origin})" if origin else str(disk["name"])
+
+
+def _limits(spec: dict[str, Any], status: dict[str, Any]) -> list[str]:
+    """Those in force where it runs, else those it will have."""
+    now = status.get("disk_limits") or {}
+    if now:
+        shown = {name: limits_shown(one, shared=one["shared"]) for name, one in now.items() if one}
+        return [f"{name} {limits}" for name, limits in shown.items()]
+    own = {disk["name"]: limits_shown(disk.get("qos") or {}) for disk in spec.get("disks") or ()}
+    shared = limits_shown((spec.get("qos") or {}).get("disk") or {}, shared=True)
+    return [*(f"{name} {limits}" for name, limits in own.items() if limits), *filter(None, [shared])]
 
 
 def _moment(seconds: Any) -> str:

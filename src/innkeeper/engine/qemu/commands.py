@@ -37,10 +37,18 @@ SCHEMA: Final[dict[str, tuple[str, ...]]] = {
     "query-memory-devices": (),
     "query-acpi-ospm-status": (),
     "query-iothreads": (),
+    "query-block": (),
     "query-blockstats": (),
+    "block_set_io_throttle": (
+        "id", "group", "iops_size",
+        "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr",
+        "bps_max", "bps_rd_max", "bps_wr_max", "iops_max", "iops_rd_max", "iops_wr_max",
+        "bps_max_length", "bps_rd_max_length", "bps_wr_max_length",
+        "iops_max_length", "iops_rd_max_length", "iops_wr_max_length",
+    ),
     "query-stats": ("target", "providers"),
     "query-balloon": (),
-}
+}  # fmt: skip
 EVENTS: Final[dict[str, tuple[str, ...]]] = {
     "SHUTDOWN": ("guest", "reason"),
     "RESET": ("guest", "reason"),

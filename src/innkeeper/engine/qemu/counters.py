@@ -61,15 +61,16 @@ def _disks(answer: Any) -> tuple[DiskCounters, ...]:
                 write_ops=int(one["stats"]["wr_operations"]),
                 flush_ops=int(one["stats"]["flush_operations"]),
             )
-            for name, one in ((_disk_of(one), one) for one in answer)
+            for name, one in ((disk_of(one), one) for one in answer)
             if name
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"QEMU's answer about its disks makes no sense: {error!r}") from None
 
 
-def _disk_of(entry: Mapping[str, Any]) -> str:
-    """By its device, whatever filters there are between that and the image (see argv.py for the names)."""
+def disk_of(entry: Mapping[str, Any]) -> str:
+    """The disk's name, "" for what is none: by its device, whatever filters there are between that and the
+    image (see argv.py for the names)."""
     found = _DEVICE.search(str(entry.get("qdev", "")))
     return found[1] if found else ""
 

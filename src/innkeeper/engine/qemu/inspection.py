@@ -10,6 +10,7 @@ from typing import Any, Final
 from innkeeper.engine.inspection import AddressSpace, BlockDevice, BlockNode, Nic, Region, Vcpu
 from innkeeper.engine.qemu.links import Link
 from innkeeper.engine.qemu.qmp import Monitor
+from innkeeper.engine.qemu.throttle import in_force
 from innkeeper.errors import EngineError
 from innkeeper.inspect.registers import Registers, parse_registers
 
@@ -31,17 +32,6 @@ _LINK: Final = re.compile(
     r"^ \\ (\S+): index=\d+,type=(\w+),(.*?)\s*$", re.M
 )  # net/net.c, hmp_info_network()
 _DUMP_BYTES: Final = 4096  # of one answer to xp
-
-# Limits of throttling in BlockDeviceInfo that are not 0 when set (qapi/block-core.json)
-_LIMITS: Final = (
-    "iops_size",
-    *(
-        f"{kind}{direction}{burst}"
-        for kind in ("bps", "iops")
-        for direction in ("", "_rd", "_wr")
-        for burst in ("", "_max", "_max_length")
-    ),
-)
 
 # command -> the arguments we send; a test checks them against QEMU's schema.
 SCHEMA: Final[dict[str, tuple[str, ...]]] = {
@@ -162,15 +152,16 @@ class QemuInspection:
             path = one.get("qdev", "")
             if one.get("node-name") and path:
                 end = front.get(path, {})
-                cache = (end.get("inserted") or {}).get("cache", {})
+                inserted = end.get("inserted") or {}
                 found.append(
                     BlockDevice(
                         node=one["node-name"],
                         path=path,
                         io_status=str(end.get("io-status", "")),
-                        writeback=bool(cache.get("writeback", True)),
+                        writeback=bool(inserted.get("cache", {}).get("writeback", True)),
                         stats=one["stats"],
                         in_flight=await self._in_flight(path),
+                        throttle=in_force(inserted),
                     )
                 )
         return found
@@ -245,7 +236,6 @@ def _node(one: Mapping[str, Any]) -> BlockNode:
         readonly=bool(one.get("ro")),
         direct=bool(cache.get("direct")),
         no_flush=bool(cache.get("no-flush")),
-        throttle={name: one[name] for name in _LIMITS if one.get(name)},
         bitmaps=tuple(one.get("dirty-bitmaps", ())),
         detect_zeroes=str(one.get("detect_zeroes", "off")),
     )

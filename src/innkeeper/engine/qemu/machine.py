@@ -28,13 +28,14 @@ from innkeeper.engine.qemu.launch_record import LaunchRecord
 from innkeeper.engine.qemu.links import Link, living_passts
 from innkeeper.engine.qemu.process import Process
 from innkeeper.engine.qemu.qmp import Monitor
+from innkeeper.engine.qemu.throttle import DiskThrottles
 from innkeeper.paths import RuntimeFiles
 
 EVENT_QUEUE_LIMIT: Final = 256
 RECONNECT_DEADLINE_S: Final = 2.0
 
 
-class QemuMachine(DimmSlots):
+class QemuMachine(DimmSlots, DiskThrottles):
     """`connect` before use; a machine that is not connected can be killed, and tries again when asked
     for its state."""
 
