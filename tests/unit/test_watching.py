@@ -44,7 +44,7 @@ class _World:
 
     def __init__(self, agent: _Agent, monkeypatch: pytest.MonkeyPatch) -> None:
         self.record: Any = SimpleNamespace(uid="uid", name="vm", fork=None)
-        plan: Any = SimpleNamespace(uid="uid", name="vm", epoch=1, cpus=1, memory=PLAIN_MEMORY)
+        plan: Any = SimpleNamespace(uid="uid", name="vm", epoch=1, cpus=1, memory=PLAIN_MEMORY, disks=())
         self.machine = FakeMachine(plan, FakeEngine(), 1, agent_open=True)
         self.statuses = {"uid": InstanceStatus(started_at=1.0)}
         self.clock = SystemClock()
