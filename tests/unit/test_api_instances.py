@@ -439,7 +439,8 @@ def test_overtaken_by_a_verb_that_failed(tmp_path: Path) -> None:
             await api.call("POST", "/instances", create_body())
             api.settler.hang.add("web")
             first = asyncio.create_task(api.refused("POST", "/instances/web/stop", status=409))
-            await asyncio.sleep(0.02)
+            while (await api.repo.view("web")).record.wanted.generation == 1:
+                await asyncio.sleep(0.005)
             api.settler.hang.clear()
             api.settler.fail["web"] = Conflict("cannot")
             await api.refused("POST", "/instances/web/kill", status=409)
