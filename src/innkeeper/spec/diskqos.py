@@ -76,7 +76,9 @@ def _optional_size(value: Any) -> Any:
 
 
 def _shown(form: Callable[[int], str]) -> PlainSerializer:
-    return PlainSerializer(lambda value: None if value is None else form(value), when_used="json")
+    return PlainSerializer(
+        lambda value: None if value is None else form(value), return_type=str | None, when_used="json"
+    )
 
 
 # Bytes per second, operations per second, and whole seconds.
