@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from innkeeper.agent.sampling import proc, rates
+from innkeeper.agent.sampling import hostrates, proc, rates
 from innkeeper.agent.sampling.rates import NetworkCounters, Pressure, Sample, ThreadSample, advance, demand
 from innkeeper.agent.sampling.reader import Placement
 from innkeeper.agent.sampling.tracker import guest_traffic, local_share, tap_traffic
@@ -108,12 +108,17 @@ def test_no_counter_ever_goes_back(before: int, after: int) -> None:
 
 def test_disks_of_the_same_name_are_compared() -> None:
     def disk(name: str, many: int) -> DiskCounters:
-        return DiskCounters(name, many * 512, many * 1024, many, 2 * many, many // 10)
+        # A read takes 5 ms, a write 10 ms; nobody flushed so that it took time.
+        times = (many * 5_000_000, many * 20_000_000, 0)
+        return DiskCounters(name, many * 512, many * 1024, many, 2 * many, many // 10, *times)
 
     before = Counters((disk("root", 100), disk("gone", 7)), kvm={"exits": 10, "halt_exits": 1})
     after = Counters((disk("root", 200), disk("new", 1_000_000)), kvm={"exits": 60, "io_exits": 5})
     found = rates.disk_rates(before, after, 10.0)
-    assert found == rates.DiskRates(5120.0, 10240.0, 10.0, 20.0, 1.0)
+    root = rates.OneDiskRate("root", bytes=15360.0, ops=31.0, under_way=pytest.approx(0.25))
+    assert found == rates.DiskRates(5120.0, 10240.0, 10.0, 20.0, 1.0, (root,), 0.005, 0.01, 0.0)
+    idle = rates.disk_rates(before, before, 10.0)
+    assert idle is not None and (idle.read_s, idle.write_s, idle.flush_s) == (None, None, None)
     assert rates.kvm_rates(before, after, 10.0) == {"exits": 5.0}
     assert rates.kvm_rates(Counters(()), after, 10.0) is None
     assert rates.disk_rates(before, after, 0.0) is None
@@ -125,9 +130,9 @@ def test_a_guest_that_rebooted_counts_its_traffic_anew() -> None:
 
 
 def test_the_hosts_rates() -> None:
-    before = rates.HostSample(10.0, {0: (100.0, 5.0, 0.0), 1: (50.0, 5.0, 1.0)}, None)
-    after = rates.HostSample(20.0, {0: (110.0, 4.9, 0.0), 1: (52.0, 6.0, 2.0), 2: (9.0, 0.0, 0.0)}, None)
-    found = rates.host_rates(before, after)
+    before = hostrates.HostSample(10.0, {0: (100.0, 5.0, 0.0), 1: (50.0, 5.0, 1.0)}, None)
+    after = hostrates.HostSample(20.0, {0: (110.0, 4.9, 0.0), 1: (52.0, 6.0, 2.0), 2: (9.0, 0.0, 0.0)}, None)
+    found = hostrates.host_rates(before, after)
     assert found is not None
     assert (found.used, found.iowait, found.stolen) == pytest.approx((1.2, 0.1, 0.1))
     assert found.cpus == pytest.approx((1.0, 0.2))

@@ -191,6 +191,9 @@ class DiskCounters:
     read_ops: int
     write_ops: int
     flush_ops: int
+    read_ns: int = 0  # how long requests took, all together: those at the same time count each
+    write_ns: int = 0
+    flush_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,12 @@ class CpuMetrics(Model):
     emulator: float | None = Field(default=None, description="Of these, beside vCPUs and iothreads.")
     waited: float | None = Field(default=None, description="`waited` of all vCPUs, added up.")
     throttled: float | None = Field(
-        default=None, description="Share of the time in which its CPU limit held it; null: it has none."
+        default=None,
+        description="Seconds a second in which a CPU limit held it, added up over the CPUs it was held on; "
+        "part of `waited` as well. null: no cgroup of its own counts it.",
+    )
+    waited_qemu: float | None = Field(
+        default=None, description="As `waited`, of QEMU's main loop and iothreads: what its disks wait for."
     )
     threads: tuple[ThreadMetrics, ...] = ()
 
@@ -64,6 +69,16 @@ class FaultMetrics(Model):
 
     minor: float
     major: float
+    refaults: float | None = Field(
+        default=None,
+        description="Pages a second read back soon after they were evicted for want of memory; null: no "
+        "cgroup of its own counts them.",
+    )
+    blocked: float | None = Field(
+        default=None,
+        description="Seconds a second that vCPUs waited for pages to be read back, all together; null: the "
+        "host does not count it (kernel.task_delayacct).",
+    )
 
 
 class DiskMetrics(Model):
@@ -74,7 +89,20 @@ class DiskMetrics(Model):
     read_ops: float
     write_ops: float
     flush_ops: float
+    read_s: float | None = Field(
+        default=None, description="Seconds a read took on average, waiting for a limit included; null: none."
+    )
+    write_s: float | None = Field(default=None, description="The same of a write.")
+    flush_s: float | None = Field(default=None, description="The same of a flush.")
+    under_way: float = Field(default=0.0, description="Requests at the same time, on average.")
     age_s: float = Field(description="How long ago they were read.")
+
+
+class StorageMetrics(Model):
+    """Bytes a second that really went from or to the host's storage, past its page cache."""
+
+    read_bytes: float
+    write_bytes: float
 
 
 class NetworkMetrics(Model):
@@ -115,6 +143,7 @@ class InstanceMetrics(Model):
     memory: MemoryMetrics
     faults: FaultMetrics | None = None
     disk: DiskMetrics | None = None
+    storage: StorageMetrics | None = None
     network: NetworkMetrics | None = None
     kvm: dict[str, float] | None = Field(
         default=None,
@@ -130,6 +159,14 @@ class InstanceMetrics(Model):
     )
 
 
+class DeviceMetrics(Model):
+    """A block device of the host."""
+
+    busy: float = Field(description="Share of the time in which a request was under way, 0 to 1.")
+    bytes: float = Field(description="Read and written a second.")
+    ops: float = Field(description="Requests a second.")
+
+
 class HostMetrics(Model):
     name: str
     at: float
@@ -138,12 +175,25 @@ class HostMetrics(Model):
     used: float | None = Field(default=None, description="CPUs in use.")
     iowait: float | None = None
     stolen: float | None = Field(default=None, description="CPUs taken by whoever runs this host as a VM.")
+    other: float | None = Field(
+        default=None, description="Of the CPUs in use, by anything but VMs of this daemon."
+    )
+    merger: float | None = Field(
+        default=None, description="Of these, by the kernel's merging of equal pages (ksmd); null: it is off."
+    )
     per_cpu: tuple[float, ...] = ()
     load: tuple[float, float, float] = Field(description="Of 1, 5 and 15 minutes.")
     memory_bytes: int
     memory_available_bytes: int
     swap_bytes: int
     swap_free_bytes: int
+    swapped_in: float | None = Field(default=None, description="Pages a second.")
+    refaults: float | None = Field(
+        default=None, description="Pages a second read back soon after they were evicted."
+    )
+    devices: dict[str, DeviceMetrics] = Field(
+        default_factory=dict, description="By name, those that disks of VMs lie on."
+    )
     pressure: PressureMetrics | None = Field(default=None, description="null: this kernel has no PSI.")
 
 

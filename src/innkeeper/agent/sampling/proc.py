@@ -32,6 +32,7 @@ class Stat:
     threads: int
     started_ticks: int
     processor: int
+    blocked_s: float  # waited for a block device; 0 without kernel.task_delayacct
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def parse_stat(data: bytes) -> Stat:
         threads=int(fields[17]),
         started_ticks=int(fields[19]),
         processor=int(fields[36]),
+        blocked_s=int(fields[39]) / TICKS_PER_S,
     )
 
 
@@ -135,7 +137,8 @@ def parse_pressure(data: bytes) -> float:
 
 
 def parse_cpu_stat(data: bytes) -> float | None:
-    """Seconds throttled: `throttled_usec` of v2, `throttled_time` (ns) of v1; None: no such account."""
+    """Seconds throttled, added up over CPUs: `throttled_usec` of v2, `throttled_time` (ns) of v1; None: no
+    such account."""
     for line in data.splitlines():
         key, _, value = line.partition(b" ")
         if key == b"throttled_usec":

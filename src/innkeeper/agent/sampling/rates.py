@@ -7,12 +7,13 @@ between the two readings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from innkeeper.agent.sampling.accounts import Storage
 from innkeeper.agent.sampling.proc import Thread
-from innkeeper.engine.base import Counters
+from innkeeper.engine.base import Counters, DiskCounters
 
 # Below that the resolution of the counters (10 ms) is most of what one would see.
 MIN_INTERVAL_S: Final = 0.1
@@ -23,6 +24,7 @@ class ThreadSample:
     thread: Thread
     run_s: float
     wait_s: float | None
+    blocked_s: float | None = None  # waited for a block device of the host; of vCPUs, where that is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Sample:
     threads: tuple[ThreadSample, ...]
     throttled_s: float | None = None
     pressure: Pressure | None = None
+    refaults: int | None = None
+    storage: Storage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class ThreadRate:
     thread: Thread
     used: float  # of a CPU, 0 to 1
     waited: float | None  # share of the time in which it could have run and no CPU was free
+    blocked: float | None = None  # share of the time in which it waited for a block device
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,24 @@ class ProcessRates:
     interval_s: float
     used: float  # CPUs: 1.0 is one of them all the time
     emulator: float  # of these, by QEMU beside vCPUs and iothreads
-    waited: float | None  # of all vCPUs together, seconds a second
-    throttled: float | None
+    waited: float | None  # of all vCPUs together, seconds a second; time it was throttled is part of it
+    throttled: float | None  # seconds a second, over all CPUs
     minor_faults: float  # a second
     major_faults: float
     threads: tuple[ThreadRate, ...]
     pressure: PressureRate | None
+    waited_qemu: float | None = None  # as `waited`, of QEMU's main loop and its iothreads
+    blocked: float | None = None  # of all vCPUs: for pages that had to be read back
+    refaults: float | None = None  # pages a second
+    storage: StorageRate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRate:
+    """Bytes a second that really went from or to storage."""
+
+    read_bytes: float
+    write_bytes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,29 +136,53 @@ def process_rates(before: Sample, after: Sample) -> ProcessRates | None:
     )
     known = sum(one.used for one in threads if one.thread.kind != "emulator")
     used = max(advance(before.cpu_s, after.cpu_s) / took, known)
-    waits = [one.waited for one in threads if one.thread.kind == "vcpu" and one.waited is not None]
-    throttled = None
-    if before.throttled_s is not None and after.throttled_s is not None:
-        throttled = advance(before.throttled_s, after.throttled_s) / took
+    vcpus = [one for one in threads if one.thread.kind == "vcpu"]
     return ProcessRates(
         interval_s=took,
         used=used,
         emulator=used - known,
-        waited=sum(waits) if waits else None,
-        throttled=throttled,
+        waited=_sum(one.waited for one in vcpus),
+        throttled=_rate(before.throttled_s, after.throttled_s, took),
         minor_faults=advance(before.minor_faults, after.minor_faults) / took,
         major_faults=advance(before.major_faults, after.major_faults) / took,
         threads=threads,
         pressure=pressure_rate(before.pressure, after.pressure, took),
+        waited_qemu=_sum(one.waited for one in threads if one.thread.kind != "vcpu"),
+        blocked=_sum(one.blocked for one in vcpus),
+        refaults=_rate(before.refaults, after.refaults, took),
+        storage=_storage_rate(before.storage, after.storage, took),
+    )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Of what is known; None when nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _rate(before: float | None, after: float | None, took: float) -> float | None:
+    return None if before is None or after is None else advance(before, after) / took
+
+
+def _storage_rate(before: Storage | None, after: Storage | None, took: float) -> StorageRate | None:
+    if before is None or after is None:
+        return None
+    return StorageRate(
+        advance(before.read_bytes, after.read_bytes) / took,
+        advance(before.write_bytes, after.write_bytes) / took,
     )
 
 
 def _thread_rate(before: ThreadSample, after: ThreadSample, took: float) -> ThreadRate:
     """No thread can use more than one CPU: what is over comes from reading clock and counter apart."""
-    waited = None
-    if before.wait_s is not None and after.wait_s is not None:
-        waited = min(1.0, advance(before.wait_s, after.wait_s) / took)
-    return ThreadRate(after.thread, min(1.0, advance(before.run_s, after.run_s) / took), waited)
+    waited, blocked = (
+        None if share is None else min(1.0, share)
+        for share in (
+            _rate(before.wait_s, after.wait_s, took),
+            _rate(before.blocked_s, after.blocked_s, took),
+        )
+    )
+    return ThreadRate(after.thread, min(1.0, advance(before.run_s, after.run_s) / took), waited, blocked)
 
 
 def pressure_rate(before: Pressure | None, after: Pressure | None, took: float) -> PressureRate | None:
@@ -163,6 +204,20 @@ class DiskRates:
     read_ops: float
     write_ops: float
     flush_ops: float
+    each: tuple[OneDiskRate, ...] = ()
+    read_s: float | None = None  # how long a request took on average; None: there was none
+    write_s: float | None = None
+    flush_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OneDiskRate:
+    """`under_way`: how many requests were, on average."""
+
+    name: str
+    bytes: float
+    ops: float
+    under_way: float
 
 
 def disk_rates(before: Counters, after: Counters, took: float) -> DiskRates | None:
@@ -170,12 +225,36 @@ def disk_rates(before: Counters, after: Counters, took: float) -> DiskRates | No
         return None
     earlier = {disk.name: disk for disk in before.disks}
     pairs = [(earlier[disk.name], disk) for disk in after.disks if disk.name in earlier]
+
+    def went(name: str) -> float:
+        return sum(advance(getattr(old, name), getattr(new, name)) for old, new in pairs)
+
+    def each_took(ops: str, time: str) -> float | None:
+        many = went(ops)
+        return went(time) / 1e9 / many if many else None
+
     return DiskRates(
-        read_bytes=sum(advance(old.read_bytes, new.read_bytes) for old, new in pairs) / took,
-        write_bytes=sum(advance(old.write_bytes, new.write_bytes) for old, new in pairs) / took,
-        read_ops=sum(advance(old.read_ops, new.read_ops) for old, new in pairs) / took,
-        write_ops=sum(advance(old.write_ops, new.write_ops) for old, new in pairs) / took,
-        flush_ops=sum(advance(old.flush_ops, new.flush_ops) for old, new in pairs) / took,
+        read_bytes=went("read_bytes") / took,
+        write_bytes=went("write_bytes") / took,
+        read_ops=went("read_ops") / took,
+        write_ops=went("write_ops") / took,
+        flush_ops=went("flush_ops") / took,
+        each=tuple(_one_disk(old, new, took) for old, new in pairs),
+        read_s=each_took("read_ops", "read_ns"),
+        write_s=each_took("write_ops", "write_ns"),
+        flush_s=each_took("flush_ops", "flush_ns"),
+    )
+
+
+def _one_disk(old: DiskCounters, new: DiskCounters, took: float) -> OneDiskRate:
+    def went(*names: str) -> float:
+        return sum(advance(getattr(old, name), getattr(new, name)) for name in names) / took
+
+    return OneDiskRate(
+        new.name,
+        bytes=went("read_bytes", "write_bytes"),
+        ops=went("read_ops", "write_ops", "flush_ops"),
+        under_way=went("read_ns", "write_ns", "flush_ns") / 1e9,
     )
 
 
@@ -203,40 +282,4 @@ def network_rates(before: NetworkCounters, after: NetworkCounters, took: float) 
         tx_bytes=advance(before.tx_bytes, after.tx_bytes) / took,
         rx_packets=advance(before.rx_packets, after.rx_packets) / took,
         tx_packets=advance(before.tx_packets, after.tx_packets) / took,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class HostSample:
-    at: float
-    cpus: Mapping[int, tuple[float, float, float]]  # busy, iowait and stolen seconds of each
-    pressure: Pressure | None
-
-
-@dataclass(frozen=True, slots=True)
-class HostRates:
-    interval_s: float
-    used: float  # CPUs
-    iowait: float
-    stolen: float  # by whoever runs this host as a VM
-    cpus: tuple[float, ...]
-    pressure: PressureRate | None
-
-
-def host_rates(before: HostSample, after: HostSample) -> HostRates | None:
-    took = after.at - before.at
-    if took < MIN_INTERVAL_S:
-        return None
-    shares = [
-        tuple(min(1.0, advance(old, new) / took) for old, new in zip(before.cpus[cpu], now, strict=True))
-        for cpu, now in sorted(after.cpus.items())
-        if cpu in before.cpus
-    ]
-    return HostRates(
-        interval_s=took,
-        used=sum(one[0] for one in shares),
-        iowait=sum(one[1] for one in shares),
-        stolen=sum(one[2] for one in shares),
-        cpus=tuple(one[0] for one in shares),
-        pressure=pressure_rate(before.pressure, after.pressure, took),
     )

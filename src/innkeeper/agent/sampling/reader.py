@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from innkeeper.agent.sampling import proc
+from innkeeper.agent import sysfs
+from innkeeper.agent.sampling import cgroups, proc
+from innkeeper.agent.sampling.accounts import Storage, parse_io
 from innkeeper.agent.sampling.files import Budget, ProcFile, read_whole
-from innkeeper.agent.sampling.rates import Pressure, Sample, ThreadSample
+from innkeeper.agent.sampling.rates import Sample, ThreadSample
 
 PROC: Final = Path("/proc")
 _TUN_DEVICE: Final = "/dev/net/tun"
-# controller -> files of its cgroup; "" is version 2, where all are in one place
-_ACCOUNTS: Final = {
-    "": ("cpu.stat", "cpu.pressure", "memory.pressure", "io.pressure"),
-    "cpu": ("cpu.stat",),
-}
-
-T = TypeVar("T")
+# A process is moved to a cgroup of its own soon after its start, and perhaps later to another.
+GROUPS_EVERY_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +30,16 @@ class Placement:
 
 
 class _ThreadFile:
-    """One thread's account: exact from schedstat, else in clock ticks from its stat."""
+    """One thread's account: exact from schedstat, else in clock ticks from its stat. With `delays` the kernel
+    counts how long it waits for block devices as well."""
 
-    __slots__ = ("_file", "_ticks", "thread")
+    __slots__ = ("_delays", "_file", "_ticks", "thread")
 
-    def __init__(self, folder: str, thread: proc.Thread, budget: Budget) -> None:
+    def __init__(self, folder: str, thread: proc.Thread, budget: Budget, *, delays: bool = False) -> None:
         self.thread = thread
         self._ticks = False
         task = f"{folder}/task/{thread.tid}"
+        self._delays = f"{task}/stat" if delays and thread.kind == "vcpu" else ""
         try:
             self._file = ProcFile(f"{task}/schedstat", budget)
             self._ticks = thread.kind == "emulator" and proc.parse_schedstat(self._file.read()) is None
@@ -59,7 +58,8 @@ class _ThreadFile:
         told = proc.parse_schedstat(data)
         if told is None:  # it has not run yet
             return ThreadSample(self.thread, 0.0, 0.0)
-        return ThreadSample(self.thread, told.run_ns / 1e9, (told.wait_ns or 0) / 1e9)
+        blocked = proc.parse_stat(read_whole(self._delays)).blocked_s if self._delays else None
+        return ThreadSample(self.thread, told.run_ns / 1e9, (told.wait_ns or 0) / 1e9, blocked)
 
     def close(self) -> None:
         self._file.close()
@@ -70,17 +70,19 @@ class ProcessReader:
 
     def __init__(self, pid: int, budget: Budget, root: Path = PROC) -> None:
         self.pid = pid
-        self._folder = f"{root}/{pid}"
+        self._root, self._folder = root, f"{root}/{pid}"
         self._budget = budget
         self._threads: list[_ThreadFile] = []
         self._files: list[ProcFile] = []
         self._told: tuple[tuple[int, ...], Mapping[str, int] | None] = ((), None)
         self._count = 0
+        self._groups, self._groups_at = b"", -GROUPS_EVERY_S
+        self._accounts = cgroups.Accounts()
+        self._delays = sysfs.read_text(root / "sys/kernel/task_delayacct") == "1"
         try:
             self._stat = self._keep("stat")
             self._statm = self._keep("statm")
             self._started = proc.parse_stat(self._stat.read()).started_ticks
-            self._cgroup = _cgroup_files(root, pid)
             self.refresh()
         except BaseException:
             self.close()
@@ -112,8 +114,11 @@ class ProcessReader:
         for thread in wanted:
             if thread not in kept:
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-                    self._threads.append(_ThreadFile(self._folder, thread, self._budget))
+                    self._threads.append(self._opened(thread))
         self._threads.sort(key=lambda one: wanted.index(one.thread))
+
+    def _opened(self, thread: proc.Thread) -> _ThreadFile:
+        return _ThreadFile(self._folder, thread, self._budget, delays=self._delays)
 
     def sample(self, at: float) -> Sample:
         stat = proc.parse_stat(self._stat.read())
@@ -122,6 +127,7 @@ class ProcessReader:
         if self._count and stat.threads != self._count:
             self.refresh()
         self._count = stat.threads
+        self._look_at_groups(at)
         return Sample(
             at=at,
             pid=self.pid,
@@ -131,8 +137,10 @@ class ProcessReader:
             major_faults=stat.major_faults,
             rss_bytes=proc.parse_statm(self._statm.read()),
             threads=self._read_threads(),
-            throttled_s=_optional(self._cgroup.get("cpu.stat"), proc.parse_cpu_stat),
-            pressure=self._pressure(),
+            throttled_s=self._accounts.throttled_s(),
+            pressure=self._accounts.pressures(),
+            refaults=self._accounts.refaults(),
+            storage=self._storage(),
         )
 
     def _read_threads(self) -> tuple[ThreadSample, ...]:
@@ -145,11 +153,20 @@ class ProcessReader:
                 self._threads.remove(one)
         return tuple(found)
 
-    def _pressure(self) -> Pressure | None:
-        files = [self._cgroup.get(f"{what}.pressure") for what in ("cpu", "memory", "io")]
-        values = [_optional(file, proc.parse_pressure) for file in files]
-        cpu, memory, io = values
-        return None if cpu is None or memory is None or io is None else Pressure(cpu, memory, io)
+    def _look_at_groups(self, at: float) -> None:
+        if at - self._groups_at < GROUPS_EVERY_S:
+            return
+        self._groups_at = at
+        told = cgroups.membership(self._root, self.pid)
+        if told != self._groups:
+            self._groups, self._accounts = told, cgroups.accounts_of(self._root, told)
+
+    def _storage(self) -> Storage | None:
+        """None where the kernel does not count it, or not for us: it takes the right to trace the process."""
+        try:
+            return parse_io(read_whole(f"{self._folder}/io"))
+        except (FileNotFoundError, PermissionError):
+            return None
 
     def footprint(self) -> proc.Footprint:
         """Walks all its page tables: a millisecond for small VMs, much longer for large ones."""
@@ -183,46 +200,3 @@ class ProcessReader:
         for file in self._files:
             file.close()
         self._threads, self._files = [], []
-
-
-def _optional(path: str | None, parse: Callable[[bytes], T | None]) -> T | None:
-    if path is None:
-        return None
-    try:
-        return parse(read_whole(path))
-    except OSError:
-        return None
-
-
-def _cgroup_files(root: Path, pid: int) -> dict[str, str]:
-    """Accounts of a cgroup that is the process's own: one it shares with us says nothing about it."""
-    own, ours = _cgroups(root, str(pid)), _cgroups(root, "self")
-    found: dict[str, str] = {}
-    for line in _lines(f"{root}/self/mounts"):
-        fields = line.split()
-        if len(fields) < 4 or fields[2] not in ("cgroup", "cgroup2"):
-            continue
-        names = [""] if fields[2] == "cgroup2" else fields[3].split(",")
-        for name in names:
-            if name in own and own[name] != ours.get(name) and own[name] != "/":
-                for file in _ACCOUNTS.get(name, ()):
-                    path = f"{fields[1]}{own[name]}/{file}"
-                    if os.path.exists(path):
-                        found[file] = path
-    return found
-
-
-def _cgroups(root: Path, pid: str) -> dict[str, str]:
-    """Controller -> cgroup; v2 is the empty name (cgroups(7))."""
-    found: dict[str, str] = {}
-    for line in _lines(f"{root}/{pid}/cgroup"):
-        _, names, path = line.split(":", 2)
-        found |= dict.fromkeys(names.split(","), path)
-    return found
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return read_whole(path).decode(errors="replace").splitlines()
-    except OSError:
-        return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from innkeeper.agent.sampling.host import pressure_metrics
+from innkeeper.agent.sampling.rates import ProcessRates
 from innkeeper.agent.sampling.tracker import Tracker, local_share
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
 from innkeeper.spec.metrics import (
@@ -15,6 +16,7 @@ from innkeeper.spec.metrics import (
     MemoryMetrics,
     NetworkMetrics,
     NumaMetrics,
+    StorageMetrics,
     ThreadMetrics,
 )
 
@@ -39,8 +41,9 @@ def instance_metrics(
         interval_s=rates.interval_s if rates else None,
         cpu=_cpu(record, tracker),
         memory=_memory(record, tracker, now),
-        faults=FaultMetrics(minor=rates.minor_faults, major=rates.major_faults) if rates else None,
+        faults=_faults(rates) if rates else None,
         disk=_disk(tracker, now) if tracker else None,
+        storage=_storage(rates) if rates else None,
         network=_network(tracker, now) if tracker else None,
         kvm=tracker.kvm if tracker else None,
         pressure=pressure_metrics(rates.pressure if rates else None),
@@ -59,6 +62,7 @@ def _cpu(record: InstanceRecord, tracker: Tracker | None) -> CpuMetrics:
         emulator=rates.emulator,
         waited=rates.waited,
         throttled=rates.throttled,
+        waited_qemu=rates.waited_qemu,
         threads=tuple(
             ThreadMetrics(
                 name=one.thread.name,
@@ -70,6 +74,19 @@ def _cpu(record: InstanceRecord, tracker: Tracker | None) -> CpuMetrics:
             for one in rates.threads
         ),
     )
+
+
+def _faults(rates: ProcessRates) -> FaultMetrics:
+    return FaultMetrics(
+        minor=rates.minor_faults, major=rates.major_faults, refaults=rates.refaults, blocked=rates.blocked
+    )
+
+
+def _storage(rates: ProcessRates) -> StorageMetrics | None:
+    found = rates.storage
+    if found is None:
+        return None
+    return StorageMetrics(read_bytes=found.read_bytes, write_bytes=found.write_bytes)
 
 
 def _memory(record: InstanceRecord, tracker: Tracker | None, now: float) -> MemoryMetrics:
@@ -104,6 +121,10 @@ def _disk(tracker: Tracker, now: float) -> DiskMetrics | None:
         read_ops=found.read_ops,
         write_ops=found.write_ops,
         flush_ops=found.flush_ops,
+        read_s=found.read_s,
+        write_s=found.write_s,
+        flush_s=found.flush_s,
+        under_way=sum(one.under_way for one in found.each),
         age_s=round(now - tracker.counted_at, 3),
     )
 

@@ -23,6 +23,7 @@ from innkeeper.agent import sysfs
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.sampling import history as histories
 from innkeeper.agent.sampling import proc
+from innkeeper.agent.sampling.devices import Devices
 from innkeeper.agent.sampling.files import Budget, read_whole
 from innkeeper.agent.sampling.host import HostTracker
 from innkeeper.agent.sampling.render import instance_metrics
@@ -59,6 +60,7 @@ class Sampler:
         self._turn = asyncio.Lock()
         self._watched_at = -WATCHED_FOR_S
         self._node_of_cpu = {cpu: node.id for node in sysfs.numa_nodes(root) for cpu in node.cpus}
+        self._devices = Devices(root)
         self.host = HostTracker(ctx.host.name, histories.load(ctx.paths.host_history), root)
 
     async def run(self) -> None:
@@ -117,6 +119,7 @@ class Sampler:
         try:
             if tracker.machine is not running.machine:
                 tracker.open(running.machine)
+                self._look_under(tracker, running)
             now = self._ctx.clock.monotonic()
             tracker.given = _given(self._ctx.statuses.get(uid, InstanceStatus()))
             tracker.read(now, self._ctx.clock.time())
@@ -129,6 +132,12 @@ class Sampler:
         if traffic is not None:
             tracker.carried(now, traffic)
         self._ask(tracker, running, now)
+
+    def _look_under(self, tracker: Tracker, running: Running) -> None:
+        """Its disks: on which device of the host what they write ends up."""
+        disks = running.plan.disks if running.plan else ()
+        tracker.devices = {disk.name: self._devices.under(disk.chain[0].path) for disk in disks if disk.chain}
+        self.host.devices |= set(tracker.devices.values()) - {""}
 
     def _begin(self, uid: str) -> Tracker:
         loaded = histories.load(self._ctx.paths.instance(uid).history)
@@ -245,8 +254,9 @@ class Sampler:
         if max_age_s is not None:
             await self._refresh(max_age_s)
         now = self._ctx.clock.monotonic()
+        ours = [one.rates.used for one in self._trackers.values() if one.rates is not None]
         return Metrics(
-            host=self.host.metrics(),
+            host=self.host.metrics(used_by_vms=sum(ours)),
             instances=tuple(
                 instance_metrics(
                     record,

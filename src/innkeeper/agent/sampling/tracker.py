@@ -40,6 +40,7 @@ class Tracker:
         self.machine: Machine | None = None
         self.reader: ProcessReader | None = None
         self.taps: tuple[str, ...] = ()
+        self.devices: Mapping[str, str] = {}  # of the host, by the name of the disk that lies there
         self.totals: dict[str, float] = {}
         self.given: dict[str, float] = {}  # what it has to use: readings of another size are of another VM
         self.asking: dict[str, asyncio.Task[None]] = {}  # questions under way
@@ -172,6 +173,9 @@ class Tracker:
                 "emulator": self.rates.emulator,
                 "wait": self.rates.waited,
                 "throttled": self.rates.throttled,
+                "wait_qemu": self.rates.waited_qemu,
+                "blocked": self.rates.blocked,
+                "refaults": self.rates.refaults,
                 "minor_faults": self.rates.minor_faults,
                 "major_faults": self.rates.major_faults,
             }
@@ -181,6 +185,8 @@ class Tracker:
                 demands = [rates.demand(one.used, one.waited or 0.0) for one in vcpus]
                 found |= {"demand": sum(demands), "busiest": max(demands)}
             found |= self.given
+            if storage := self.rates.storage:
+                found["storage"] = storage.read_bytes + storage.write_bytes
             if pressure := self.rates.pressure:
                 found |= {
                     "pressure_cpu": pressure.cpu,
@@ -204,10 +210,29 @@ class Tracker:
                 "disk_read_ops": self.disk.read_ops,
                 "disk_write_ops": self.disk.write_ops,
             }
+            found |= self._by_device(self.disk)
         if self.network is not None:
             found |= {"network_rx": self.network.rx_bytes, "network_tx": self.network.tx_bytes}
         if self.kvm is not None:
             found["exits"] = self.kvm.get("exits")
+        return found
+
+    def _by_device(self, disk: rates.DiskRates) -> dict[str, float]:
+        """What its disks do to each device of the host. Where all lie on one, bytes and requests are those
+        of all disks, which are kept anyway."""
+        found: dict[str, float] = {}
+        alone = len(set(self.devices.values())) == 1
+        for one in disk.each:
+            device = self.devices.get(one.name)
+            if device:
+                values = (
+                    {"time": one.under_way}
+                    if alone
+                    else {"time": one.under_way, "bytes": one.bytes, "ops": one.ops}
+                )
+                for what, value in values.items():
+                    name = f"disk_{what}:{device}"
+                    found[name] = found.get(name, 0.0) + value
         return found
 
 

@@ -60,6 +60,9 @@ def _disks(answer: Any) -> tuple[DiskCounters, ...]:
                 read_ops=int(one["stats"]["rd_operations"]),
                 write_ops=int(one["stats"]["wr_operations"]),
                 flush_ops=int(one["stats"]["flush_operations"]),
+                read_ns=int(one["stats"]["rd_total_time_ns"]),
+                write_ns=int(one["stats"]["wr_total_time_ns"]),
+                flush_ns=int(one["stats"]["flush_total_time_ns"]),
             )
             for name, one in ((disk_of(one), one) for one in answer)
             if name
