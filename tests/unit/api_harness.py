@@ -33,6 +33,7 @@ from innkeeper.spec.inspection import (
 )
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State, Wanted
 from innkeeper.spec.metrics import CpuMetrics, History, HostMetrics, InstanceMetrics, MemoryMetrics, Metrics
+from innkeeper.spec.why import Cause, Why
 from innkeeper.store.memory import MemoryStore
 from innkeeper.store.repo import Repo
 from innkeeper.units import GiB, MiB
@@ -275,6 +276,16 @@ class FakeMetering:
         self.asked.append(("history", name, since, resolution_s))
         values: dict[str, tuple[float | None, ...]] = {"cpu": (0.5, None)}
         return History(name=name or "h1", step_s=60, times=(0.0, 60.0), average=values, peak=values)
+
+    async def why(self, name: str, since_s: float) -> Why:
+        self.asked.append(("why", name, since_s))
+        if since_s < 60:
+            raise WrongState(f"{name} did not run in the last {since_s:g} s: it is stopped")
+        cpu = Cause(resource="cpu", lost=0.5, verdict="waited", unit="cpus", capacity=2.0)
+        return Why(
+            name=name, uid=UID, state="stopped", accelerator="", begin=1.0, end=1.0 + since_s,
+            known_s=since_s, step_s=5, verdict=cpu.verdict, causes=(cpu,),
+        )  # fmt: skip
 
 
 async def doctor(*, fix: bool = False) -> list[dict[str, Any]]:

@@ -54,6 +54,26 @@ def test_the_last_day(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_why_it_is_slow(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serve(tmp_path) as api:
+            told = await api.call("GET", "/instances/off/why")
+            assert told["verdict"] == "waited" and told["causes"][0]["lost"] == 0.5
+            await api.call("GET", "/instances/off/why", since="10m")
+            await api.call("GET", "/instances/off/why", since="24h")
+            assert api.metering.asked == [
+                ("why", "off", 60.0),
+                ("why", "off", 600.0),
+                ("why", "off", 86400.0),
+            ]
+            error = await api.refused("GET", "/instances/off/why", status=409, since="5s")
+            assert error["code"] == "wrong_state"
+            error = await api.refused("GET", "/instances/of/why", status=404)
+            assert "off" in error["hint"]
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("path", "query"),
     [
@@ -64,6 +84,13 @@ def test_the_last_day(tmp_path: Path) -> None:
         ("/instances/off/metrics", {"resolution": 1}),
         ("/instances/off/metrics", {"resolution": "1h"}),
         ("/metrics/history", {"since": "inf", "resolution": 1e9}),
+        ("/instances/off/why", {"since": "4s"}),
+        ("/instances/off/why", {"since": "25h"}),
+        ("/instances/off/why", {"since": "-60s"}),
+        ("/instances/off/why", {"since": "soon"}),
+        ("/instances/off/why", {"since": "60parsec"}),
+        ("/instances/off/why", {"since": ""}),
+        ("/instances/off/why", {"since": "9" * 40}),
     ],
 )
 def test_bad_questions(tmp_path: Path, path: str, query: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from innkeeper.spec.inspection import (
     NetInspection,
 )
 from innkeeper.spec.metrics import History, Metrics
+from innkeeper.spec.why import Why
 
 LogSource = Literal["console", "qemu"]
 STDOUT = 1
@@ -135,3 +136,7 @@ class Metering(Protocol):
     def history(self, name: str, since: float, resolution_s: float) -> History:
         """Of an instance, or of the host for the empty name: what ended after `since` (seconds since the
         epoch), in buckets of about `resolution_s` seconds. Raises NotFound."""
+
+    async def why(self, name: str, since_s: float) -> Why:
+        """What held an instance up in the last `since_s` seconds, and who used what it lacked. Raises
+        NotFound; WrongState when it did not run then."""

@@ -13,8 +13,9 @@ from innkeeper.api.deps import Context
 from innkeeper.api.prometheus import CONTENT_TYPE, exposition
 from innkeeper.api.respond import json_bytes
 from innkeeper.control import overcommit
-from innkeeper.errors import NotFound
+from innkeeper.errors import BadRequest, NotFound
 from innkeeper.spec.metrics import History
+from innkeeper.units import parse_duration
 
 router = APIRouter(tags=["metrics"])
 
@@ -22,6 +23,8 @@ router = APIRouter(tags=["metrics"])
 CLOSELY_S: Final = 600.0
 FINE_S: Final = 5.0
 COARSE_S: Final = 60.0
+LEAST_BACK_S: Final = FINE_S
+MOST_BACK_S: Final = 86400.0
 
 MaxAge = Annotated[
     float | None,
@@ -35,6 +38,10 @@ Since = Annotated[
 Resolution = Annotated[
     float | None,
     Query(ge=FINE_S, le=86400, description="Seconds per value: 5 of the last ten minutes, else 60 or more."),
+]
+
+Back = Annotated[
+    str, Query(max_length=32, description="How long a time, up to now: 60s, 10m, 24h. At least 5s.")
 ]
 
 
@@ -67,6 +74,21 @@ async def history(ctx: Ctx, name: str, since: Since = None, resolution: Resoluti
     await ctx.index.ready()
     ctx.index.view(name)
     return _history(ctx, name, since, resolution)
+
+
+@router.get(
+    "/v1/instances/{name}/why",
+    summary="Why an instance is slow: what held it up, and who used what it lacked",
+    responses=schema.answers(schema.Why),
+)
+async def why(ctx: Ctx, name: str, since: Back = "60s") -> Response:
+    since_s = parse_duration(since)
+    if not LEAST_BACK_S <= since_s <= MOST_BACK_S:
+        raise BadRequest(f"Not a time that is known: {since}", hint="choose one from 5s to 24h")
+    await ctx.index.ready()
+    ctx.index.view(name)
+    found = await ctx.deps.metering.why(name, since_s)
+    return json_bytes(found.model_dump_json().encode())
 
 
 def _history(ctx: Context, name: str, since: float | None, resolution: float | None) -> Response:

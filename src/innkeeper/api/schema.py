@@ -14,6 +14,7 @@ from innkeeper.spec.metrics import History, Metrics
 from innkeeper.spec.numa import NodeShare
 from innkeeper.spec.overcommit import Account
 from innkeeper.spec.snapshot import SnapshotRecord
+from innkeeper.spec.why import Why
 
 
 class ErrorBody(BaseModel):
@@ -160,6 +161,7 @@ __all__ = [
     "ImageRecord",
     "Metrics",
     "SnapshotRecord",
+    "Why",
     "answers",
     "streams",
 ]

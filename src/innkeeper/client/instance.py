@@ -183,6 +183,12 @@ class Instance(Inspectable, Advised):
         answer: Json = self._transport.json("GET", f"{self._path}/metrics", query=query)
         return answer
 
+    def why(self, *, since: str = "60s") -> Json:
+        """Why it is slow: a `verdict`, and `causes` by what they cost, with who used what it lacked and what
+        to do. `since`: how long a time up to now, such as 60s, 10m or 24h."""
+        answer: Json = self._transport.json("GET", f"{self._path}/why", query={"since": since})
+        return answer
+
     def logs(
         self, source: str = "console", *, tail_bytes: int | None = None, follow: bool = False
     ) -> Iterator[bytes]:

@@ -215,9 +215,20 @@ class OneDiskRate:
     """`under_way`: how many requests were, on average."""
 
     name: str
-    bytes: float
-    ops: float
+    read_bytes: float
+    write_bytes: float
+    read_ops: float
+    write_ops: float
+    flush_ops: float
     under_way: float
+
+    @property
+    def bytes(self) -> float:
+        return self.read_bytes + self.write_bytes
+
+    @property
+    def ops(self) -> float:
+        return self.read_ops + self.write_ops + self.flush_ops
 
 
 def disk_rates(before: Counters, after: Counters, took: float) -> DiskRates | None:
@@ -252,8 +263,11 @@ def _one_disk(old: DiskCounters, new: DiskCounters, took: float) -> OneDiskRate:
 
     return OneDiskRate(
         new.name,
-        bytes=went("read_bytes", "write_bytes"),
-        ops=went("read_ops", "write_ops", "flush_ops"),
+        read_bytes=went("read_bytes"),
+        write_bytes=went("write_bytes"),
+        read_ops=went("read_ops"),
+        write_ops=went("write_ops"),
+        flush_ops=went("flush_ops"),
         under_way=went("read_ns", "write_ns", "flush_ns") / 1e9,
     )
 

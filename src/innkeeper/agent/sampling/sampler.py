@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from innkeeper.agent import sysfs
+from innkeeper.agent.attribution import judge
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.sampling import history as histories
 from innkeeper.agent.sampling import proc
@@ -27,11 +28,13 @@ from innkeeper.agent.sampling.devices import Devices
 from innkeeper.agent.sampling.files import Budget, read_whole
 from innkeeper.agent.sampling.host import HostTracker
 from innkeeper.agent.sampling.render import instance_metrics
+from innkeeper.agent.sampling.scene import scene
 from innkeeper.agent.sampling.tracker import Schedule, Tracker, guest_traffic, tap_traffic
 from innkeeper.agent.sampling.walk import Walker
 from innkeeper.errors import InnkeeperError, NotFound
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus, State
 from innkeeper.spec.metrics import History, Metrics
+from innkeeper.spec.why import Why
 
 log = logging.getLogger("innkeeper.sampling")
 
@@ -45,6 +48,7 @@ TRAFFIC_WATCHED: Final = Schedule(first_s=2.0, active_s=4.0, quiet_s=30.0)
 AGENT_DEADLINE_S: Final = 3.0
 # A watcher's answer waits so long for VMs that were just asked; a hung one comes with what is known.
 ANSWER_WITHIN_S: Final = 0.3
+FRESH_S: Final = 1.0  # what was read longer ago is read again before it is judged by
 SAVE_INTERVAL_S: Final = 600.0
 _BATCH: Final = 20  # VMs read before others get a turn
 _ASKED_STATES: Final = frozenset({State.RUNNING, State.PAUSED})
@@ -295,6 +299,13 @@ class Sampler:
             average=_columns([row.average for row in rows]),
             peak=_columns([row.peak for row in rows]),
         )
+
+    async def why(self, name: str, since_s: float) -> Why:
+        """What held an instance up in the last seconds. Raises NotFound; WrongState when it did not run."""
+        await self._refresh(FRESH_S)
+        record = self._record(name)
+        nodes = self._node_of_cpu
+        return judge.why(await scene(self._ctx, self._trackers, self.host, nodes, record, since_s))
 
     def _record(self, name: str) -> InstanceRecord:
         record = self._ctx.records.get(name)

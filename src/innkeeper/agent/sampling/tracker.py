@@ -11,6 +11,7 @@ from typing import Final
 from innkeeper.agent.sampling import rates
 from innkeeper.agent.sampling.files import Budget
 from innkeeper.agent.sampling.history import History
+from innkeeper.agent.sampling.limits import Limits, held
 from innkeeper.agent.sampling.proc import Footprint
 from innkeeper.agent.sampling.rates import NetworkCounters
 from innkeeper.agent.sampling.reader import PROC, Placement, ProcessReader
@@ -41,6 +42,7 @@ class Tracker:
         self.reader: ProcessReader | None = None
         self.taps: tuple[str, ...] = ()
         self.devices: Mapping[str, str] = {}  # of the host, by the name of the disk that lies there
+        self.limits: tuple[Limits, ...] = ()  # that its disks are held to
         self.totals: dict[str, float] = {}
         self.given: dict[str, float] = {}  # what it has to use: readings of another size are of another VM
         self.asking: dict[str, asyncio.Task[None]] = {}  # questions under way
@@ -222,14 +224,15 @@ class Tracker:
         of all disks, which are kept anyway."""
         found: dict[str, float] = {}
         alone = len(set(self.devices.values())) == 1
+        waiting = held(disk.each, self.limits)
         for one in disk.each:
             device = self.devices.get(one.name)
             if device:
-                values = (
-                    {"time": one.under_way}
-                    if alone
-                    else {"time": one.under_way, "bytes": one.bytes, "ops": one.ops}
-                )
+                values = {"time": one.under_way}
+                if not alone:
+                    values |= {"bytes": one.bytes, "ops": one.ops}
+                if self.limits:
+                    values["held"] = one.under_way if one.name in waiting else 0.0
                 for what, value in values.items():
                     name = f"disk_{what}:{device}"
                     found[name] = found.get(name, 0.0) + value

@@ -15,6 +15,7 @@ from innkeeper.cli.output import print_json, print_table
 from innkeeper.cli.terminal import at_terminal
 from innkeeper.cli.topdetail import detail
 from innkeeper.cli.topview import BARS, PLAIN_BARS, SORT_KEYS, SORTS, cells, host_lines, sorted_by, table
+from innkeeper.cli.topwhy import lines
 from innkeeper.errors import BadRequest, InnkeeperError, NotFound
 from innkeeper.units import parse_duration
 
@@ -35,10 +36,12 @@ _HELP_ONE = "q quit"
 
 @verb(
     "top",
-    synopsis="inn top [NAME] [-v] [--sort cpu|memory|disk|network|name] [--interval TIME] [--once] [--json]",
+    synopsis="inn top [NAME] [-v] [--sort cpu|memory|disk|network|name] [--interval TIME] [--once] [--json]"
+    "\ninn top --why NAME [--since TIME] [--json]",
     examples="""
 inn top
 inn top web
+inn top --why web --since 10m
 inn top --once --sort memory
 inn top --json | jq -r '.instances[] | select(.cpu.used > 0.9) | .name'
 """,
@@ -48,7 +51,18 @@ inn top --json | jq -r '.instances[] | select(.cpu.used > 0.9) | .name'
 @click.option("--sort", type=click.Choice(SORTS), default="cpu", show_default=True, help="What comes first.")
 @click.option("--interval", metavar="TIME", default="2s", show_default=True, help="Time between readings.")
 @click.option("--once", is_flag=True, help="Print one table after one interval, and end.")
-def top(app: App, name: str | None, vcpus: bool, sort: str, interval: str, once: bool) -> None:
+@click.option("--why", is_flag=True, help="Say what holds the VM NAME up, and who uses what it lacks.")
+@click.option("--since", metavar="TIME", help="With --why: how long a time up to now.  [default: 60s]")
+def top(
+    app: App,
+    name: str | None,
+    vcpus: bool,
+    sort: str,
+    interval: str,
+    once: bool,
+    why: bool,
+    since: str | None,
+) -> None:
     """Show what VMs and the host use.
 
     On a terminal a screen that is drawn again after each interval; elsewhere, with --once or with --json
@@ -60,9 +74,17 @@ def top(app: App, name: str | None, vcpus: bool, sort: str, interval: str, once:
     not known: KVM's EXITS of a VM under TCG, network of one without guest agent, and all of one that
     does not run.
 
+    With --why: how much of the last minute the VM lost waiting for a CPU, by its own limits, to memory
+    that was read back, to its disks, and to whoever runs this host as a VM; who used the CPUs, memory or
+    device when it lost most, with what they were promised; and what to do about it. --since takes up to
+    24h, in steps of a minute from 10m on.
+
     With --json: an object with host and instances, and with NAME instance instead, and history; the
-    keys are those of GET /v1/metrics.
+    keys are those of GET /v1/metrics. With --why those of GET /v1/instances/NAME/why.
     """
+    if why or since is not None:
+        _explain(app, name, (since or "60s") if why else None)
+        return
     interval_s = parse_duration(interval)
     if not LEAST_INTERVAL_S <= interval_s <= MOST_INTERVAL_S:
         raise BadRequest(f"Not an interval: {interval}", hint="choose one from 0.5s to 1h")
@@ -83,6 +105,19 @@ def top(app: App, name: str | None, vcpus: bool, sort: str, interval: str, once:
             print(line.rstrip())
     else:
         _print_once(watch, sort, vcpus)
+
+
+def _explain(app: App, name: str | None, since: str | None) -> None:
+    if name is None:
+        raise BadRequest("--why is about one VM", hint="say which one: inn top --why NAME")
+    if since is None:
+        raise BadRequest("--since belongs to --why", hint=f"try inn top --why {name} --since 10m")
+    found = app.client.instances.handle(name).why(since=since)
+    if app.json:
+        print_json(found)
+        return
+    for line in lines(found, _columns(sys.stdout.isatty())):
+        print(line)
 
 
 class _Watch:

@@ -1,0 +1,142 @@
+"""Disks: time that vCPUs stood idle with requests under way, by device of the host. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Final
+
+from innkeeper.agent.attribution import users, words
+from innkeeper.agent.attribution.losses import DISK_HELD, DISK_TIME, Moment, disk_rate, lost
+from innkeeper.agent.attribution.parties import DiskLimit, Scene
+from innkeeper.agent.attribution.timeline import mean
+from innkeeper.agent.attribution.users import When
+from innkeeper.spec.why import Advice, Cause, User
+from innkeeper.units import KiB
+
+BUSY: Final = 0.7  # of a device: requests wait for each other
+QEMU_WAITED: Final = 0.1  # QEMU's own threads, for a CPU: it is not the device that is slow
+
+
+def causes(scene: Scene, found: tuple[Moment, ...]) -> Iterator[Cause]:
+    devices = sorted({device for moment in found for device in moment.disks})
+    if not devices and scene.victim.disks:
+        missing = "QEMU has not told twice yet what its disks did, or it does not answer"
+        yield Cause(resource="disk", lost=None, verdict=missing, missing=missing)
+    for device in devices:
+        yield _crowded(scene, found, device)
+        if scene.victim.disk_limits and any(DISK_HELD + device in row for row in _rows(scene)):
+            yield _own_limit(scene, found, device)
+
+
+def _rows(scene: Scene) -> Iterator[Mapping[str, float]]:
+    return (scene.victim.timeline.at(stamp) for stamp in scene.victim.timeline.stamps)
+
+
+def _crowded(scene: Scene, found: tuple[Moment, ...], device: str) -> Cause:
+    gone = lost(found, "disk", device)
+    when = When(tuple(moment.stamp for moment in found), gone.each)
+    busy = users.device_busy(scene, when, device)
+    everybody = users.device_users(scene, when, device)
+    numbers = _numbers(scene, when, device)
+    if busy is not None:
+        numbers["busy"] = busy
+    qemu_waited = when.of(scene.victim, "wait_qemu")
+    sentence = f"{scene.victim.name} waited {words.percent(gone.mean or 0.0)} of the time for its disk"
+    sentence += f" on {device}{_each_took(numbers)}"
+    if busy is not None and busy >= BUSY:
+        sentence += f"; the device was busy {words.percent(busy)} of the time"
+    elif qemu_waited >= QEMU_WAITED:
+        sentence += f"; QEMU's own threads waited {words.percent(qemu_waited)} of the time for a CPU"
+    elif busy is not None:
+        sentence += f"; the device was busy only {words.percent(busy)} of the time: slow, not crowded"
+    return Cause(
+        resource="disk",
+        device=device,
+        lost=gone.mean,
+        verdict=sentence,
+        unit="share" if busy is not None else "bytes/s",
+        capacity=1.0 if busy is not None else None,
+        numbers=numbers,
+        users=everybody,
+        advice=tuple(_against(scene, everybody, device, busy)),
+    )
+
+
+def _numbers(scene: Scene, when: When, device: str) -> dict[str, float]:
+    victim = scene.victim
+
+    def rate(what: str, stamp: int) -> float:
+        return disk_rate(victim.timeline.at(stamp), device, what)
+
+    rates = {what: when.mean(partial(rate, what)) for what in ("bytes", "ops")}
+    return {**rates, "under_way": when.of(victim, DISK_TIME + device)}
+
+
+def _each_took(numbers: dict[str, float]) -> str:
+    """By Little's law: so many at the same time, so many a second."""
+    if numbers["ops"] <= 0:
+        return ""
+    return f", {words.duration(numbers['under_way'] / numbers['ops'])} for each request"
+
+
+def _against(scene: Scene, everybody: tuple[User, ...], device: str, busy: float | None) -> Iterator[Advice]:
+    hog = next((one for one in everybody if not one.itself), None)
+    if hog is None or busy is None or busy < BUSY:
+        return
+    if hog.kind == "instance":
+        party = next(one for one in scene.others if one.name == hog.name)
+        stamps = party.timeline.stamps
+        ops = mean([disk_rate(party.timeline.at(stamp), device, "ops") for stamp in stamps])
+        if ops >= 2:
+            yield Advice(
+                command=f"inn set {hog.name} qos.disk.total_ops={max(1, round(ops / 2))}",
+                effect=f"{hog.name} sent {ops:.0f} requests a second; half of them leave room for others",
+            )
+    elif hog.kind == "other":
+        yield Advice(
+            command="", effect="processes that are no VMs of this daemon use the device: see iotop(8)"
+        )
+
+
+def _own_limit(scene: Scene, found: tuple[Moment, ...], device: str) -> Cause:
+    gone = lost(found, "disk-limit", device)
+    when = When(tuple(moment.stamp for moment in found), gone.each)
+    victim = scene.victim
+    numbers = _numbers(scene, when, device)
+    did = {limit.setting: _did(scene, when, limit.what) for limit in victim.disk_limits}
+    nearest = max(victim.disk_limits, key=lambda limit: did[limit.setting] / limit.most)
+    may, does = _in_words(nearest.what, nearest.most), _in_words(nearest.what, did[nearest.setting])
+    return Cause(
+        resource="disk-limit",
+        device=device,
+        lost=gone.mean,
+        verdict=f"the limit of its own disks held {victim.name} {words.percent(gone.mean or 0.0)} of"
+        f" the time: they may do {may} and did {does}{_each_took(numbers)}",
+        numbers={**numbers, "limit": nearest.most, "did": did[nearest.setting]},
+        advice=(
+            Advice(
+                command=f"inn set {victim.name} {nearest.setting}={_doubled(nearest)}",
+                effect="twice as much; without a number there is no limit at all",
+            ),
+        ),
+    )
+
+
+def _did(scene: Scene, when: When, what: str) -> float:
+    """Of all its disks, as the history has it: `disk_read` is bytes, `disk_read_ops` requests."""
+    direction, _, unit = what.partition("_")
+    directions = ("read", "write") if direction == "total" else (direction,)
+    return sum(
+        when.of(scene.victim, f"disk_{each}" + ("_ops" if unit == "ops" else "")) for each in directions
+    )
+
+
+def _in_words(what: str, value: float) -> str:
+    return f"{value:.0f} requests a second" if what.endswith("ops") else f"{words.size(value)}/s"
+
+
+def _doubled(limit: DiskLimit) -> str:
+    if limit.what.endswith("ops"):
+        return f"{limit.most * 2:.0f}"
+    return f"{max(1, round(limit.most * 2 / KiB))}KiB/s"

@@ -1,0 +1,70 @@
+"""Who takes part: the VM in question, the other VMs, the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from innkeeper.agent.attribution.timeline import Timeline
+from innkeeper.spec.qos import Qos
+
+# Why its vCPUs may run on some CPUs of the host only: it was asked to, or lies on some of its NUMA nodes.
+Binding = Literal["", "pinned", "node"]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskLimit:
+    """What its disks may do a second: `what` is read_bytes, write_bytes, total_bytes, read_ops, write_ops or
+    total_ops, `setting` where the specification says so, such as `qos.disk.total_ops`."""
+
+    setting: str
+    what: str
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A VM, with what its specification says of the things that others may take from it."""
+
+    name: str
+    uid: str
+    timeline: Timeline
+    vcpus: int = 1
+    memory_bytes: int = 0
+    qos: Qos = field(default_factory=Qos)
+    state: str = "running"
+    accelerator: str = ""
+    binding: Binding = ""
+    host_cpus: frozenset[int] = frozenset()  # those it may run on; empty: any
+    disks: bool = False  # it has at least one
+    disk_limits: tuple[DiskLimit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostParty:
+    timeline: Timeline
+    cpus: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All of them, and the time it is about (seconds since the epoch)."""
+
+    victim: Party
+    others: tuple[Party, ...]
+    host: HostParty
+    begin: float
+    end: float
+    step_s: int
+
+    @property
+    def on_its_cpus(self) -> tuple[Party, ...]:
+        """It, and those that may run on a CPU that it may run on."""
+        mine = self.victim.host_cpus
+        rivals = (one for one in self.others if not mine or not one.host_cpus or mine & one.host_cpus)
+        return (self.victim, *rivals)
+
+    @property
+    def everybody(self) -> tuple[Party, ...]:
+        return (self.victim, *self.others)

@@ -1,0 +1,45 @@
+"""Real guests that get in each other's way, and what `inn top --why` says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from innkeeper.errors import WrongState
+from vms.daemon import Daemon
+from vms.waiting import eventually
+
+pytestmark = pytest.mark.vm
+
+Fresh = Callable[..., Daemon]
+
+
+def _cause(why: dict[str, Any], resource: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in why["causes"] if one["resource"] == resource)
+    return found
+
+
+def test_the_one_that_takes_the_cpus_is_named(fresh: Fresh, small: Callable[..., dict[str, Any]]) -> None:
+    """Three that never rest on two CPUs: one has two vCPUs, so it takes more than the others."""
+    daemon = fresh(images=True)
+    make = daemon.client.instances.create
+    hog = make({"image": "tiny", "cpu": {"count": 2}}, name="hog", start=True, wait="ready")
+    hog.exec(["sh", "-c", "for i in 1 2; do (while :; do :; done) >/dev/null 2>&1 & done"])
+    for name, kind in (("web", "spin"), ("idle", "halt")):
+        make(small(kind), name=name, start=True)
+    web = daemon.client.instances.handle("web")
+
+    def waits() -> dict[str, Any] | None:
+        try:
+            why = web.why(since="5s")
+        except WrongState:  # it was not read twice yet
+            return None
+        return why if (_cause(why, "cpu")["lost"] or 0.0) > 0.1 else None
+
+    why = eventually(waits, "web waits for a CPU", 20.0, 0.5)
+    print(daemon.inn("top", "--why", "web", "--since", "5s").stdout)
+    print(daemon.inn("top", "--why", "hog", "--since", "5s").stdout)
+    print(daemon.inn("top", "--why", "idle", "--since", "5s").stdout)
+    assert 0, why
