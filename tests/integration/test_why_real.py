@@ -39,7 +39,20 @@ def test_the_one_that_takes_the_cpus_is_named(fresh: Fresh, small: Callable[...,
         return why if (_cause(why, "cpu")["lost"] or 0.0) > 0.1 else None
 
     why = eventually(waits, "web waits for a CPU", 20.0, 0.5)
-    print(daemon.inn("top", "--why", "web", "--since", "5s").stdout)
-    print(daemon.inn("top", "--why", "hog", "--since", "5s").stdout)
-    print(daemon.inn("top", "--why", "idle", "--since", "5s").stdout)
-    assert 0, why
+    print(daemon.inn("top", "--why", "web", "--since", "5s").stdout.decode())
+    assert why["causes"][0]["resource"] == "cpu" and "of the time for a CPU" in why["verdict"]
+    cpu = why["causes"][0]
+    vms = [one for one in cpu["users"] if one["kind"] == "instance"]
+    assert [one["name"] for one in vms][:2] == ["hog", "web"] and vms[1]["itself"]
+    assert sum(one["used"] for one in cpu["users"]) <= cpu["capacity"] + 1e-6
+    # What it wanted is what the kernel's account of its threads says, give or take a reading.
+    told = next(one["cpu"] for one in daemon.client.metrics()["instances"] if one["name"] == "web")
+    assert cpu["numbers"]["wanted"] == pytest.approx(told["used"] + told["waited"], abs=0.35)
+    assert any(one["command"].startswith("inn set web qos.cpu.") for one in cpu["advice"])
+
+    idle = daemon.client.instances.handle("idle").why(since="5s")
+    assert (_cause(idle, "cpu")["lost"] or 0.0) < cpu["lost"] / 2
+    shown = daemon.inn("top", "--why", "web", "--since", "10s").ok().out
+    assert "Who used the" in shown and "hog" in shown and "web (itself)" in shown
+    daemon.inn("top", "--why", "nobody").failed(3, "nobody")
+    daemon.inn("top", "--why", "web", "--since", "2d").failed(2, "24h")

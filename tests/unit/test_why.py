@@ -11,7 +11,7 @@ from test_sampling_reader import process
 
 from helpers import run
 from innkeeper.agent.sampling.limits import Limits, done, held
-from innkeeper.agent.sampling.rates import OneDiskRate
+from innkeeper.agent.sampling.rates import DiskRates, OneDiskRate
 from innkeeper.errors import NotFound, WrongState
 from innkeeper.spec.why import Why
 
@@ -52,7 +52,8 @@ def test_who_ran_meanwhile(tmp_path: Path) -> None:
                         break
                     await asyncio.sleep(0.01)
                 after = await one.sampler.why("busy", 60.0)
-                assert "other" in [user.name for user in after.causes[0].users]
+                cpu = next(one for one in after.causes if one.resource == "cpu")
+                assert "other" in [user.name for user in cpu.users]
                 ended = await one.sampler.why("other", 3600.0)  # by the minute, and from its file
                 assert ended.step_s == 60 and ended.state != "running"
 
@@ -81,9 +82,7 @@ def test_disks_are_known_by_their_device(tmp_path: Path) -> None:
     run(scenario())
 
 
-def _rates(*each: tuple[str, float]) -> object:
-    from innkeeper.agent.sampling.rates import DiskRates
-
+def _rates(*each: tuple[str, float]) -> DiskRates:
     disks = tuple(OneDiskRate(name, 10.0, 20.0, 10.0, 20.0, 1.0, time) for name, time in each)
     return DiskRates(0.0, 0.0, 0.0, 0.0, 0.0, disks)
 

@@ -77,6 +77,11 @@ def _against_contention(
         )
     yield from _reserve(scene, wanted)
     hogs = [one for one in everybody if not one.itself and one.used >= HOG * scene.host.cpus]
+    if hogs and hogs[0].kind == "other":
+        much = words.cpus(hogs[0].used)
+        yield Advice(
+            command="", effect=f"processes that are no VMs of this daemon used {much} CPUs: see top(1)"
+        )
     for hog in [one for one in hogs if one.kind == "instance"][:1]:
         party = next(one for one in scene.others if one.name == hog.name)
         if share_number(party.qos.cpu.shares) >= share_number(victim.qos.cpu.shares) and _below_high(victim):
@@ -84,17 +89,14 @@ def _against_contention(
                 command=f"inn set {victim.name} qos.cpu.shares=high",
                 effect="it gets more of the CPUs while others want them, too",
             )
-        limit = max(hog.reservation or 0.0, LEAST_LIMIT, _down(hog.used - (wanted - got)))
+        # What the VM lacks, but half of what the other used at most.
+        left = max(hog.used - (wanted - got), hog.used / 2)
+        limit = max(hog.reservation or 0.0, LEAST_LIMIT, _down(left))
         if limit < hog.used - 0.05:
             yield Advice(
                 command=f"inn set {hog.name} qos.cpu.limit={limit:g}",
                 effect=f"{hog.name} used {words.cpus(hog.used)} CPUs, and would take no more than that",
             )
-    for hog in [one for one in hogs if one.kind == "other"]:
-        yield Advice(
-            command="",
-            effect=f"processes that are no VMs of this daemon used {words.cpus(hog.used)} CPUs: see top(1)",
-        )
 
 
 def _below_high(party: Party) -> bool:
@@ -130,7 +132,7 @@ def own_limit(scene: Scene, found: tuple[Moment, ...]) -> Cause:
     gone = lost(found, "cpu-limit")
     limit = None if victim.qos.cpu.limit is None else victim.qos.cpu.limit / 1000
     counted = [moment.throttled for moment in found if moment.throttled is not None]
-    if not counted:
+    if not counted or (limit is None and not any(counted)):
         return _not_counted(limit)
     got, wanted = _got_and_wanted(found, gone)
     what = "a limit of its control group"

@@ -47,7 +47,9 @@ def _crowded(scene: Scene, found: tuple[Moment, ...], device: str) -> Cause:
     if busy is not None and busy >= BUSY:
         sentence += f"; the device was busy {words.percent(busy)} of the time"
     elif qemu_waited >= QEMU_WAITED:
-        sentence += f"; QEMU's own threads waited {words.percent(qemu_waited)} of the time for a CPU"
+        sentence += (
+            f"; QEMU's own threads waited {words.percent(min(1.0, qemu_waited))} of the time for a CPU"
+        )
     elif busy is not None:
         sentence += f"; the device was busy only {words.percent(busy)} of the time: slow, not crowded"
     return Cause(
