@@ -15,6 +15,7 @@ from innkeeper.spec.why import Advice, Cause, User
 from innkeeper.units import KiB
 
 BUSY: Final = 0.7  # of a device: requests wait for each other
+LEAST_OPS: Final = 0.01  # a second: of fewer nothing can be said on average
 QEMU_WAITED: Final = 0.1  # QEMU's own threads, for a CPU: it is not the device that is slow
 
 
@@ -77,7 +78,7 @@ def _numbers(scene: Scene, when: When, device: str) -> dict[str, float]:
 
 def _each_took(numbers: dict[str, float]) -> str:
     """By Little's law: so many at the same time, so many a second."""
-    if numbers["ops"] <= 0:
+    if numbers["ops"] < LEAST_OPS:
         return ""
     return f", {words.duration(numbers['under_way'] / numbers['ops'])} for each request"
 
