@@ -14,14 +14,14 @@ from pydantic import Field
 from innkeeper.spec.base import Model
 
 Resource = Literal["cpu", "cpu-limit", "stolen", "memory", "memory-limit", "disk", "disk-limit"]
-UserKind = Literal["instance", "other", "merger", "stolen"]
+ConsumerKind = Literal["instance", "other", "merger", "stolen"]
 Unit = Literal["cpus", "bytes", "share", "bytes/s"]
 
 
-class User(Model):
+class Consumer(Model):
     """Who used the resource in that very time: averages weigh each moment by how much the VM lost in it."""
 
-    kind: UserKind = Field(
+    kind: ConsumerKind = Field(
         description="instance: a VM of this daemon; other: anything else on the host; merger: the kernel's "
         "merging of equal pages; stolen: whoever runs this host as a VM."
     )
@@ -33,7 +33,7 @@ class User(Model):
     limit: float | None = Field(default=None, description="In the unit of the cause; null: none.")
 
 
-class Advice(Model):
+class Remedy(Model):
     command: str = Field(description="Empty where no command of this daemon would help.")
     effect: str
 
@@ -47,8 +47,8 @@ class Cause(Model):
     unit: Unit | None = Field(default=None, description="Of `capacity` and of what the users used.")
     capacity: float | None = Field(default=None, description="What there is of it.")
     numbers: dict[str, float] = Field(default_factory=dict, description="What the verdict follows from.")
-    users: tuple[User, ...] = Field(default=(), description="Who used most first.")
-    advice: tuple[Advice, ...] = ()
+    users: tuple[Consumer, ...] = Field(default=(), description="Who used most first.")
+    advice: tuple[Remedy, ...] = ()
 
 
 class Why(Model):

@@ -12,7 +12,7 @@ from innkeeper.agent.attribution.parties import Party, Scene
 from innkeeper.agent.attribution.timeline import mean
 from innkeeper.agent.attribution.users import When
 from innkeeper.spec.qos import share_number
-from innkeeper.spec.why import Advice, Cause, User
+from innkeeper.spec.why import Cause, Consumer, Remedy
 
 # So much of the host's CPUs nobody is told to reserve.
 FOR_THE_HOST: Final = 0.1
@@ -67,11 +67,11 @@ def _contended(scene: Scene, gone: float, host_wanted: float) -> str:
 
 
 def _against_contention(
-    scene: Scene, everybody: tuple[User, ...], wanted: float, got: float
-) -> Iterator[Advice]:
+    scene: Scene, everybody: tuple[Consumer, ...], wanted: float, got: float
+) -> Iterator[Remedy]:
     victim = scene.victim
     if victim.binding == "pinned":
-        yield Advice(
+        yield Remedy(
             command=f"inn set {victim.name} cpu.pin=",
             effect=f"{victim.name} may run on any CPU of the host",
         )
@@ -79,13 +79,13 @@ def _against_contention(
     hogs = [one for one in everybody if not one.itself and one.used >= HOG * scene.host.cpus]
     if hogs and hogs[0].kind == "other":
         much = words.cpus(hogs[0].used)
-        yield Advice(
+        yield Remedy(
             command="", effect=f"processes that are no VMs of this daemon used {much} CPUs: see top(1)"
         )
     for hog in [one for one in hogs if one.kind == "instance"][:1]:
         party = next(one for one in scene.others if one.name == hog.name)
         if share_number(party.qos.cpu.shares) >= share_number(victim.qos.cpu.shares) and _below_high(victim):
-            yield Advice(
+            yield Remedy(
                 command=f"inn set {victim.name} qos.cpu.shares=high",
                 effect="it gets more of the CPUs while others want them, too",
             )
@@ -93,7 +93,7 @@ def _against_contention(
         left = max(hog.used - (wanted - got), hog.used / 2)
         limit = max(hog.reservation or 0.0, LEAST_LIMIT, _down(left))
         if limit < hog.used - 0.05:
-            yield Advice(
+            yield Remedy(
                 command=f"inn set {hog.name} qos.cpu.limit={limit:g}",
                 effect=f"{hog.name} used {words.cpus(hog.used)} CPUs, and would take no more than that",
             )
@@ -103,7 +103,7 @@ def _below_high(party: Party) -> bool:
     return share_number(party.qos.cpu.shares) < share_number("high")
 
 
-def _reserve(scene: Scene, wanted: float) -> Iterator[Advice]:
+def _reserve(scene: Scene, wanted: float) -> Iterator[Remedy]:
     """As much as it wants, if the host can promise that."""
     victim = scene.victim
     promised = sum(one.qos.cpu.reservation for one in scene.others if one.state == "running") / 1000
@@ -113,7 +113,7 @@ def _reserve(scene: Scene, wanted: float) -> Iterator[Advice]:
         most.append(victim.qos.cpu.limit / 1000)
     reservation = min(_up(wanted), *map(_down, most))
     if reservation > victim.qos.cpu.reservation / 1000 and reservation >= LEAST_LIMIT:
-        yield Advice(
+        yield Remedy(
             command=f"inn set {victim.name} qos.cpu.reservation={reservation:g}",
             effect=f"it has {words.many_cpus(reservation)} whenever it wants so much, whatever others do",
         )
@@ -136,11 +136,11 @@ def own_limit(scene: Scene, found: tuple[Moment, ...]) -> Cause:
         return _not_counted(limit)
     got, wanted = _got_and_wanted(found, gone)
     what = "a limit of its control group"
-    advice = Advice(command="", effect="the limit was set outside Innkeeper, on its control group")
+    advice = Remedy(command="", effect="the limit was set outside Innkeeper, on its control group")
     if limit is not None:
         what = f"its own limit of {words.many_cpus(limit)}"
         raised = max(_up(wanted), _up(limit + 0.1))
-        advice = Advice(
+        advice = Remedy(
             command=f"inn set {victim.name} qos.cpu.limit={raised:g}",
             effect=f"it wanted {words.cpus(wanted)} CPUs; with nothing after the = there is no limit at all",
         )
@@ -152,7 +152,7 @@ def own_limit(scene: Scene, found: tuple[Moment, ...]) -> Cause:
         unit="cpus",
         capacity=limit,
         numbers={"wanted": wanted, "got": got, "throttled": mean(counted)},
-        users=(User(kind="instance", name=victim.name, used=got, itself=True, limit=limit),),
+        users=(Consumer(kind="instance", name=victim.name, used=got, itself=True, limit=limit),),
         advice=(advice,),
     )
 
@@ -179,6 +179,6 @@ def stolen(scene: Scene, found: tuple[Moment, ...]) -> Cause:
         numbers={"stolen": taken},
         users=users.cpu_users(scene, when),
         advice=(
-            Advice(command="", effect="nothing on this host helps: it takes more CPU of whoever runs it"),
+            Remedy(command="", effect="nothing on this host helps: it takes more CPU of whoever runs it"),
         ),
     )

@@ -11,7 +11,7 @@ from innkeeper.agent.attribution.losses import DISK_HELD, DISK_TIME, Moment, dis
 from innkeeper.agent.attribution.parties import DiskLimit, Scene
 from innkeeper.agent.attribution.timeline import mean
 from innkeeper.agent.attribution.users import When
-from innkeeper.spec.why import Advice, Cause, User
+from innkeeper.spec.why import Cause, Consumer, Remedy
 from innkeeper.units import KiB
 
 BUSY: Final = 0.7  # of a device: requests wait for each other
@@ -83,7 +83,9 @@ def _each_took(numbers: dict[str, float]) -> str:
     return f", {words.duration(numbers['under_way'] / numbers['ops'])} for each request"
 
 
-def _against(scene: Scene, everybody: tuple[User, ...], device: str, busy: float | None) -> Iterator[Advice]:
+def _against(
+    scene: Scene, everybody: tuple[Consumer, ...], device: str, busy: float | None
+) -> Iterator[Remedy]:
     hog = next((one for one in everybody if not one.itself), None)
     if hog is None or busy is None or busy < BUSY:
         return
@@ -92,12 +94,12 @@ def _against(scene: Scene, everybody: tuple[User, ...], device: str, busy: float
         stamps = party.timeline.stamps
         ops = mean([disk_rate(party.timeline.at(stamp), device, "ops") for stamp in stamps])
         if ops >= 2:
-            yield Advice(
+            yield Remedy(
                 command=f"inn set {hog.name} qos.disk.total_ops={max(1, round(ops / 2))}",
                 effect=f"{hog.name} sent {ops:.0f} requests a second; half of them leave room for others",
             )
     elif hog.kind == "other":
-        yield Advice(
+        yield Remedy(
             command="", effect="processes that are no VMs of this daemon use the device: see iotop(8)"
         )
 
@@ -118,7 +120,7 @@ def _own_limit(scene: Scene, found: tuple[Moment, ...], device: str) -> Cause:
         f" the time: they may do {may} and did {does}{_each_took(numbers)}",
         numbers={**numbers, "limit": nearest.most, "did": did[nearest.setting]},
         advice=(
-            Advice(
+            Remedy(
                 command=f"inn set {victim.name} {nearest.setting}={_doubled(nearest)}",
                 effect="twice as much; without a number there is no limit at all",
             ),

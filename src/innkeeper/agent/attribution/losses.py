@@ -13,6 +13,7 @@ less: a share of the time, whatever the number of its vCPUs, and no more than 1 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,7 @@ from typing import Final
 from innkeeper.agent.attribution.parties import HostParty, Party, Scene
 from innkeeper.agent.attribution.timeline import mean
 
+_VCPU: Final = re.compile(r"vcpu\d+")  # a column of the history
 DISK_TIME: Final = "disk_time:"
 DISK_HELD: Final = "disk_held:"
 # Of the steps: where no more are not known, the answer is known well enough.
@@ -67,7 +69,7 @@ def moments(scene: Scene) -> tuple[Moment, ...]:
 
 
 def _moment(stamp: int, row: Mapping[str, float], victim: Party, host: HostParty) -> Moment:
-    each = [value for name, value in row.items() if name.startswith("vcpu")]
+    each = [value for name, value in row.items() if _VCPU.fullmatch(name)]
     vcpus = len(each) or victim.vcpus
     used, waited, throttled = sum(each), row.get("wait"), row.get("throttled")
     # Without an account of waiting, that of throttling alone says what the limit took: on each CPU at once,

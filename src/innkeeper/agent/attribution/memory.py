@@ -10,7 +10,7 @@ from innkeeper.agent.attribution.losses import Moment, lost
 from innkeeper.agent.attribution.parties import Scene
 from innkeeper.agent.attribution.timeline import known_mean, mean
 from innkeeper.agent.attribution.users import When
-from innkeeper.spec.why import Advice, Cause, User
+from innkeeper.spec.why import Cause, Consumer, Remedy
 from innkeeper.units import MiB, format_size
 
 # So near to its limit the limit is what evicts.
@@ -61,26 +61,26 @@ def shortage(scene: Scene, found: tuple[Moment, ...]) -> Cause:
     )
 
 
-def _raised(scene: Scene, limit: int) -> Iterator[Advice]:
+def _raised(scene: Scene, limit: int) -> Iterator[Remedy]:
     most = max(limit + _GRANULE, scene.victim.memory_bytes + _GRANULE * 2)
-    yield Advice(
+    yield Remedy(
         command=f"inn set {scene.victim.name} qos.memory.limit={_whole(most)}",
         effect="guest RAM and what QEMU needs have room in it",
     )
 
 
-def _kept(scene: Scene, everybody: tuple[User, ...]) -> Iterator[Advice]:
+def _kept(scene: Scene, everybody: tuple[Consumer, ...]) -> Iterator[Remedy]:
     victim = scene.victim
     wish = victim.memory_bytes
     if wish > 0 and victim.qos.memory.reservation < wish:
-        yield Advice(
+        yield Remedy(
             command=f"inn set {victim.name} qos.memory.reservation={format_size(wish)}",
             effect="its RAM stays in the host's memory, whatever others need",
         )
     hog = next((one for one in everybody if one.kind == "instance" and not one.itself), None)
     if hog is not None and hog.used > _GRANULE * 2:
         limit = max(hog.reservation or 0.0, hog.used * 0.75, _GRANULE)
-        yield Advice(
+        yield Remedy(
             command=f"inn set {hog.name} qos.memory.limit={_whole(limit)}",
             effect=f"{hog.name} has {words.size(hog.used)} of its own and would give back a quarter",
         )

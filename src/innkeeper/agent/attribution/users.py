@@ -14,7 +14,7 @@ from typing import Final
 from innkeeper.agent.attribution.losses import disk_rate
 from innkeeper.agent.attribution.parties import Party, Scene
 from innkeeper.agent.attribution.timeline import mean
-from innkeeper.spec.why import User, UserKind
+from innkeeper.spec.why import Consumer, ConsumerKind
 
 OTHERS: Final = "other processes of the host"
 MERGER: Final = "ksmd, which merges equal pages"
@@ -44,7 +44,7 @@ class When:
         return self.mean(lambda stamp: scene.host.timeline.at(stamp).get(name, 0.0))
 
 
-def ranked(users: Iterable[User], least: float) -> tuple[User, ...]:
+def ranked(users: Iterable[Consumer], least: float) -> tuple[Consumer, ...]:
     """Who used most first; of equals by name, so that the order is always the same."""
     shown = [one for one in users if one.used >= least or one.itself]
     return tuple(sorted(shown, key=lambda one: (-one.used, one.kind, one.name)))
@@ -56,7 +56,7 @@ def _scaled(values: Sequence[float], room: float) -> list[float]:
     return [value * factor for value in values]
 
 
-def cpu_users(scene: Scene, when: When) -> tuple[User, ...]:
+def cpu_users(scene: Scene, when: When) -> tuple[Consumer, ...]:
     """In CPUs; together no more than the host has. Those that can never be on a CPU of the VM are left
     out."""
     capacity = float(scene.host.cpus)
@@ -77,12 +77,12 @@ def cpu_users(scene: Scene, when: When) -> tuple[User, ...]:
         for party, value in zip(scene.everybody, used, strict=True)
         if party in rivals
     ]
-    beside: list[tuple[UserKind, str, float]] = [
+    beside: list[tuple[ConsumerKind, str, float]] = [
         ("other", OTHERS, max(0.0, rest - merger)),
         ("merger", MERGER, merger),
         ("stolen", STOLEN, stolen),
     ]
-    found += [User(kind=kind, name=name, used=value) for kind, name, value in beside]
+    found += [Consumer(kind=kind, name=name, used=value) for kind, name, value in beside]
     return ranked(found, _LEAST_CPUS)
 
 
@@ -100,7 +100,7 @@ def cpu_wanted(scene: Scene, when: When) -> float:
     return ours + max(0.0, when.of_host(scene, "cpu") - used)
 
 
-def memory_users(scene: Scene, when: When) -> tuple[User, ...]:
+def memory_users(scene: Scene, when: When) -> tuple[Consumer, ...]:
     """In bytes that are theirs alone; what several share is nobody's."""
     capacity = float(scene.host.memory_bytes)
     used = min(capacity, when.of_host(scene, "memory_used"))
@@ -116,7 +116,7 @@ def memory_users(scene: Scene, when: When) -> tuple[User, ...]:
         )
         for party, value in zip(scene.everybody, own, strict=True)
     ]
-    found.append(User(kind="other", name=MEMORY_OTHERS, used=max(0.0, used - sum(own))))
+    found.append(Consumer(kind="other", name=MEMORY_OTHERS, used=max(0.0, used - sum(own))))
     return ranked(found, _LEAST_BYTES)
 
 
@@ -130,7 +130,7 @@ def _own_memory(party: Party) -> Callable[[int], float]:
     return own
 
 
-def device_users(scene: Scene, when: When, device: str) -> tuple[User, ...]:
+def device_users(scene: Scene, when: When, device: str) -> tuple[Consumer, ...]:
     """Parts of the device's busy time, half by bytes and half by requests: either alone would hide one that
     sends few large ones, or many small ones. Without an account of the device itself: bytes a second."""
     total_bytes = when.of_host(scene, f"device_bytes:{device}")
@@ -147,7 +147,7 @@ def device_users(scene: Scene, when: When, device: str) -> tuple[User, ...]:
     all_ops = max(total_ops, sum(one[1] for one in reached))
     parts = [busy * _part(one, (all_bytes, all_ops)) for one in reached]
     found = [_plain(party, scene, value) for party, value in zip(scene.everybody, parts, strict=True)]
-    found.append(User(kind="other", name=OTHERS, used=max(0.0, busy - sum(parts))))
+    found.append(Consumer(kind="other", name=OTHERS, used=max(0.0, busy - sum(parts))))
     return ranked(found, _LEAST_SHARE)
 
 
@@ -175,7 +175,7 @@ def _part(values: tuple[float, float], totals: tuple[float, float]) -> float:
     return sum(known) / len(known) if known else 0.0
 
 
-def _plain(party: Party, scene: Scene, used: float) -> User:
+def _plain(party: Party, scene: Scene, used: float) -> Consumer:
     return _instance(party, scene, used, None, 0.0, None)
 
 
@@ -186,8 +186,8 @@ def _instance(
     shares: str | int | None,
     reservation: float,
     limit: float | None,
-) -> User:
-    return User(
+) -> Consumer:
+    return Consumer(
         kind="instance",
         name=party.name,
         used=used,
