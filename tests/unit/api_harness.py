@@ -33,6 +33,7 @@ from innkeeper.spec.inspection import (
 )
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State, Wanted
 from innkeeper.spec.metrics import CpuMetrics, History, HostMetrics, InstanceMetrics, MemoryMetrics, Metrics
+from innkeeper.spec.qos import CpuReport, QosReport
 from innkeeper.spec.why import Cause, Why
 from innkeeper.store.memory import MemoryStore
 from innkeeper.store.repo import Repo
@@ -210,6 +211,9 @@ class FakeLive:
             known=("aes", "avx"),
             models=models,
         )
+
+    def qos(self, name: str) -> QosReport:
+        return QosReport(cpu=CpuReport(shares=1000, reservation="0", limit=None, entitlement=0.5))
 
     async def argv(self, name: str) -> list[str]:
         return ["qemu-system-x86_64", "-name", name]

@@ -205,7 +205,7 @@ def test_a_group_from_its_making_to_its_end(tmp_path: Path, kind: str) -> None:
 
     async def scenario() -> None:
         group = groups.create(UID)
-        group.add([41, 42])
+        group.add([41, 42, 0])
         assert group.pids() == {41, 42}
         assert group.exists()
         assert group.cpu_s() == (1.5 if kind == "v1" else 2.5)

@@ -106,6 +106,13 @@ def test_wait(inn: Inn, server: ApiServer) -> None:
     assert server.requests[-1].query == {"for": "stopped", "timeout_s": "5.0"}
 
 
+CPU_QOS = {
+    "shares": 4000,
+    "reservation": "500m",
+    "limit": "1.5",
+    "entitlement": 0.75,
+    "not_in_force": "",
+}
 SPEC = {
     "image": "tiny",
     "machine": {"type": "pc-q35-7.2", "firmware": "bios", "accelerator": "auto"},
@@ -124,14 +131,17 @@ STATUS = {"accelerator_reason": "KVM is emulated", "machine": "pc-q35-7.2", "qem
 def web(server: ApiServer) -> None:
     full = instance("web", spec=SPEC, status=STATUS, wanted={}, paths={"state": "/s/web", "run": "/r"})
     server.answer("GET", "/v1/instances/web", full)
+    server.answer("GET", "/v1/instances/web/qos", {"cpu": CPU_QOS})
 
 
 @pytest.mark.usefixtures("web")
 def test_show(inn: Inn) -> None:
     out = inn("show", "web").out
     for part in ("running, ready", "tcg (KVM is emulated)", "pc-q35-7.2 (QEMU 7.2.1)", "256 MiB",
-                 "127.0.0.1:2222 -> 22/tcp", "spawn 35 ms", "/s/web", "owner=anna"):  # fmt: skip
+                 "127.0.0.1:2222 -> 22/tcp", "spawn 35 ms", "/s/web", "owner=anna",
+                 "4000 shares, 500m reserved, at most 1.5, 0.75 of the host when all are busy"):  # fmt: skip
         assert part in out
+    assert inn("show", "web", "--json").json["qos"] == {"cpu": CPU_QOS}
     assert inn("show", "web", "--json").json["spec"] == SPEC
 
 

@@ -256,6 +256,7 @@ def test_numa_maps_with_pages_of_two_sizes() -> None:
 
 def test_throttled_time_of_both_versions() -> None:
     assert proc.parse_cpu_stat(b"usage_usec 9\nnr_throttled 1\nthrottled_usec 1500000\n") == 1.5
+    assert proc.parse_cpu_stat(b"nr_periods 0\nnr_throttled 0\nthrottled_time 0\n") is None  # no limit
     assert proc.parse_cpu_stat(b"nr_periods 1\nnr_throttled 1\nthrottled_time 2500000000\n") == 2.5
     assert proc.parse_cpu_stat(b"usage_usec 9\n") is None
 

@@ -134,6 +134,7 @@ class Context:
     snapshot_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
     unsaved: set[str] = field(default_factory=set)  # uids whose status the store could not take
     launching: set[str] = field(default_factory=set)  # uids whose QEMU is about to run
+    cpu_entitled: dict[str, float] = field(default_factory=dict)  # by uid, in cores, when all are busy
     qos_changed: asyncio.Event = field(default_factory=asyncio.Event)  # look again who is to have what
     freed: asyncio.Event = field(default_factory=asyncio.Event)  # a VM ended: memory is free again
     checkpoint: Callable[[str], None] = lambda name: None

@@ -23,6 +23,7 @@ from innkeeper.spec.inspection import (
     NetInspection,
 )
 from innkeeper.spec.metrics import History, Metrics
+from innkeeper.spec.qos import QosReport
 from innkeeper.spec.why import Why
 
 LogSource = Literal["console", "qemu"]
@@ -118,6 +119,9 @@ class Live(Protocol):
     async def inspect_disk(self, name: str) -> DiskInspection: ...
 
     async def inspect_net(self, name: str) -> NetInspection: ...
+
+    def qos(self, name: str) -> QosReport:
+        """What it is promised of its host, and what of that is in force. Works while stopped."""
 
     async def cpu_models(self, accelerator: Literal["kvm", "tcg"] | None = None) -> CpuCatalogue:
         """What CPU models and flags this host can give; if none is named, under what `auto` means."""

@@ -222,6 +222,7 @@ async def _note_unseen_end(ctx: Context, record: InstanceRecord, status: Instanc
         addresses=(),
         template="",
         spares=0,
+        qos={},
         note=detail,
         ended=Ended(epoch=status.epoch, reason=reason, at=ctx.clock.time(), detail=detail),
     )

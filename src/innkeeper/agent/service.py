@@ -12,6 +12,7 @@ from innkeeper.agent.context import Context, Running
 from innkeeper.agent.inspect import inspector
 from innkeeper.agent.live import ConsoleTap, ExecRequest, ExecSession, LogSource
 from innkeeper.agent.lookup import plan_of
+from innkeeper.agent.ops.qos import report
 from innkeeper.errors import AgentMissing, NotFound, WrongState
 from innkeeper.guest import exec as guest_exec
 from innkeeper.guest import files as guest_files
@@ -27,6 +28,7 @@ from innkeeper.spec.inspection import (
     NetInspection,
 )
 from innkeeper.spec.instance import State
+from innkeeper.spec.qos import QosReport
 
 
 class LiveService:
@@ -78,6 +80,12 @@ class LiveService:
         record = (await self._ctx.repo.instance(name)).value
         plan = plan_of(self._ctx, record)
         return self._ctx.engine.command_line(plan, self._ctx.paths.runtime(record.uid))
+
+    def qos(self, name: str) -> QosReport:
+        record = self._ctx.records.get(name)
+        if record is None:
+            raise NotFound(f"No instance is named {name} on this host", hint="see inn list")
+        return report(self._ctx, record)
 
     async def cpu_models(self, accelerator: Literal["kvm", "tcg"] | None = None) -> CpuCatalogue:
         return await cpus.catalogue(self._ctx, accelerator)

@@ -257,6 +257,7 @@ class Watcher:
             addresses=(),
             template="",
             spares=0,
+            qos={},
             note=_end_note(record, reason, detail),
             ended=Ended(epoch=running.machine.epoch, reason=reason, at=ctx.clock.time(), detail=detail),
         )

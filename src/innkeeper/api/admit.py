@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from innkeeper.api.index import Index
-from innkeeper.control import forking, overcommit
+from innkeeper.control import cpuadmission, forking, overcommit
 from innkeeper.control.admission import node_promises, open_claims
 from innkeeper.control.lifecycle import is_active
 from innkeeper.control.placement import Placement, place
@@ -56,7 +56,9 @@ class Admission:
         views = await self._views()
         claims, promises = open_claims(views, hosts, but=but), node_promises(views, hosts, but=but)
         overcommit.check_reservation(spec)
-        rules = [overcommit.rule(spec, views, but=but)]
+        rules = [cpuadmission.rule(spec, views, but=but, to_run=to_run)]
+        if to_run:
+            rules.append(overcommit.rule(spec, views, but=but))
         return place(spec, hosts, claims, promises, to_run=to_run, rules=rules)
 
     @contextlib.asynccontextmanager
@@ -68,6 +70,7 @@ class Admission:
             if live:
                 refuse(forking.room(parent, count, hosts))
             refuse(overcommit.room_for_forks(parent, count, hosts, views, live=live))
+            refuse(cpuadmission.of_copies(parent, count, hosts, views))
             yield
             if self._index:
                 await self._index.reached(await self._repo.store.revision())
@@ -75,11 +78,13 @@ class Admission:
     @contextlib.asynccontextmanager
     async def of_change(self, view: InstanceView, spec: InstanceSpec) -> AsyncIterator[None]:
         """Hold the others off until the body has written the changed `spec` down. Raises NoCapacity when
-        the VM runs and its host cannot promise it that."""
+        the VM runs and its host cannot promise it that, Unsupported when it never could."""
         async with self._turn:
             overcommit.check_reservation(spec)
+            hosts, views = await self._repo.hosts(), await self._views()
+            cpuadmission.refuse_change(view, spec, hosts, views)
             if is_active(view.record, view.status):
-                overcommit.refuse_change(view.record, spec, await self._repo.hosts(), await self._views())
+                overcommit.refuse_change(view.record, spec, hosts, views)
             yield
             if self._index:
                 await self._index.reached(await self._repo.store.revision())

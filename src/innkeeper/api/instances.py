@@ -42,6 +42,7 @@ from innkeeper.api.verbs.template import TemplateOptions, template
 from innkeeper.api.verbs.wait import Awaited, wait
 from innkeeper.errors import GuestTimeout, InnkeeperError, NotFound, StartFailed
 from innkeeper.spec.instance import InstanceUpdate
+from innkeeper.spec.qos import QosReport
 from innkeeper.store.view import InstanceView
 
 router = APIRouter(prefix="/v1/instances", tags=["instances"])
@@ -246,6 +247,15 @@ async def wait_instance(
     view: InstanceView | None = await first_of(verb, gone())
     # Nobody reads what is sent to a client that has gone away; there is nothing to wait for either.
     return await answer(ctx, view) if view else Response(status_code=499)
+
+
+@router.get(
+    ONE + "/qos", summary="What it is promised of its host, and has", responses=schema.answers(QosReport)
+)
+async def qos_of_instance(ctx: Ctx, name: str) -> Response:
+    await ctx.index.ready()
+    ctx.index.view(name)
+    return json_bytes(ctx.deps.live.qos(name).model_dump_json().encode())
 
 
 @router.get(ONE + "/argv", summary="Its exact QEMU command line", responses=schema.answers(schema.Argv))

@@ -33,6 +33,9 @@ _DISK_LIMITS: Final = {
     for rate in (f"{way}_{unit}" for way in ("total", "read", "write") for unit in ("bytes", "ops"))
     for name in (rate, f"{rate}_burst", f"{rate}_burst_length")
 } | {"op_size": "op_size", "iops": "total_ops", "bps": "total_bytes"}
+_CPU_QOS_OPTIONS: Final = {
+    "shares": "cpu_shares", "reservation": "cpu_reservation", "limit": "cpu_limit",
+}  # fmt: skip
 _USER_DATA_MAX: Final = 512 * 1024
 # ISO 9660: the volume descriptor starts at sector 16, with this identifier at its second byte.
 _ISO_MARK_AT: Final = 16 * 2048 + 1
@@ -307,6 +310,10 @@ def _cpu(spec: Json, options: Mapping[str, Any]) -> None:
     given["features"] = list(options.get("cpu_features") or ()) or None
     given["pin"] = pairs(options.get("cpu_pin") or (), "pin of a vCPU") or None
     _put(spec, "cpu", given)
+    promised = {field: options.get(option) for field, option in _CPU_QOS_OPTIONS.items()}
+    if any(promised.values()):
+        spec["qos"] = {}
+        _put(spec["qos"], "cpu", promised)
 
 
 def _origin(spec: Json, disks: list[Json], image: str | None, root_size: str | None, machine: str) -> None:

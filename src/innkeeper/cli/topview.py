@@ -92,6 +92,7 @@ COLUMNS: Final = (
     Column("ACCEL", lambda one: clean(one.get("accelerator")) or UNKNOWN, 10, left=True),
     Column("CPU%", lambda one: percent(at(one, "cpu", "used")), 1, "cpu"),
     Column("WAIT%", lambda one: percent(at(one, "cpu", "waited")), 2),
+    Column("HELD%", lambda one: percent(at(one, "cpu", "throttled")), 15),
     Column("GIVEN", lambda one: size(at(one, "memory", "given")), 9),
     Column("USED", lambda one: size(at(one, "memory", "resident")), 1, "memory"),
     Column("SHARED", lambda one: size(at(one, "memory", "shared")), 8),

@@ -46,6 +46,11 @@ _OPTIONS: list[Decorator] = [
     click.option("--emulator-cpus", metavar="CPUS", help="CPUs of the host for QEMU's other threads."),
     click.option("--io-cpus", metavar="CPUS", help="CPUs of the host for its disks' threads."),
     click.option(
+        "--cpu-shares", metavar="low|normal|high|N", help="Its part of a busy host (default: normal, 1000)."
+    ),
+    click.option("--cpu-reservation", metavar="CORES", help="CPUs it has whatever others do: 1.5, 500m."),
+    click.option("--cpu-limit", metavar="CORES", help="CPUs it takes at most (default: any)."),
+    click.option(
         "--paravirt",
         type=click.Choice(["auto", "kvm", "hyperv", "none"]),
         help="Help for guests under KVM: auto (the default) goes by the image.",

@@ -176,6 +176,12 @@ class Instance(Inspectable, Advised):
         """The exact QEMU command line."""
         return list(self._transport.json("GET", f"{self._path}/argv")["argv"])
 
+    def qos(self) -> Json:
+        """What it is promised of its host's CPU time, what that comes to when all are busy, and whether it is
+        in force."""
+        answer: Json = self._transport.json("GET", f"{self._path}/qos")
+        return answer
+
     def history(self, *, since: float | None = None, resolution_s: float | None = None) -> Json:
         """What it used: `times`, and for each value the `average` and `peak` of each bucket of `step_s`
         seconds. `since` is in seconds since the epoch; a day is kept, the last ten minutes closely."""

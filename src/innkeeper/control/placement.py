@@ -78,8 +78,7 @@ def place(
     """The host with the most memory left of those that can run it; by name among equals.
 
     With `to_run` it must fit into what is available now, otherwise only into the host as such. `promises`
-    has what each host gave its instances of its NUMA nodes; `rules` say what else is against a host, of one
-    that is to run.
+    has what each host gave its instances of its NUMA nodes; `rules` say what else is against a host.
     Raises NoCapacity when a host would do if it had room, Unsupported when none would.
     """
     promised: dict[str, int] = {}
@@ -91,7 +90,7 @@ def place(
     for host in hosts:
         left = host.facts.memory_available_bytes - promised.get(host.name, 0)
         against = [*_unsuited(spec, facts_for(spec, host.facts)), *_too_small(spec, host, left, to_run)]
-        against += [one for rule in rules if to_run for one in rule(host)]
+        against += [one for rule in rules for one in rule(host)]
         if to_run and not against:
             try:
                 shares[host.name] = placed_on_nodes(spec, host.facts.numa, promises.get(host.name, ()))

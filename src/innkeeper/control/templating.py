@@ -12,6 +12,7 @@ from typing import Any, Final
 from innkeeper.spec.copying import spec_of_copy
 from innkeeper.spec.differences import differences
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, Network
+from innkeeper.spec.qos import CpuQos
 from innkeeper.store.view import InstanceView
 
 # What a copy may have otherwise: of the spec itself, and of each network.
@@ -46,6 +47,8 @@ def _common(spec: InstanceSpec) -> InstanceSpec:
     update: dict[str, Any] = {
         name: InstanceSpec.model_fields[name].get_default(call_default_factory=True) for name in OWN
     }
+    # Of the rest of its QoS the devices know.
+    update["qos"] = spec.qos.model_copy(update={"cpu": CpuQos()})
     update["networks"] = tuple(one.model_copy(update=plain) for one in spec.networks)
     return spec.model_copy(update=update)
 

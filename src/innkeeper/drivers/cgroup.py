@@ -29,6 +29,7 @@ from innkeeper.drivers.cgroupvalues import (
     Version,
     Write,
     controller_of,
+    shares_of,
     writes,
 )
 from innkeeper.errors import Failed, Unsupported
@@ -88,6 +89,8 @@ class Group:
         Raises Failed, also when the group is gone."""
         for path in self.paths:
             for pid in pids:
+                if pid <= 0:
+                    continue  # to the kernel 0 is whoever writes it
                 with _told(f"Cannot move process {pid} into {path}"), contextlib.suppress(ProcessLookupError):
                     self._files.write(path / "cgroup.procs", str(pid))
 
@@ -275,6 +278,22 @@ class Cgroups:
         as of a user's groups, nothing happens."""
         self._weight = weight
         self._weigh()
+
+    def beside(self, cpus: int) -> int:
+        """The weight of what runs beside all VMs: the other groups there; under v1 processes as well, of
+        which one for each CPU is reckoned with, or as many as are running."""
+        base = self.bases.get("cpu")
+        if base is None:
+            return 0
+        name = "cpu.weight" if base.version == 2 else "cpu.shares"
+        shares = 0
+        for path in self.files.children(base.path.parent):
+            if path != base.path:
+                with contextlib.suppress(OSError, ValueError):
+                    shares += int(self.files.read(path / name))
+        if base.version == 2:
+            return shares
+        return shares * 100 // shares_of(100) + 100 * max(cpus, cgrouptree.running(self.root))
 
     def _weigh(self) -> None:
         base = self.bases.get("cpu")

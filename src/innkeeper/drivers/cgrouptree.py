@@ -179,6 +179,15 @@ def of_process(root: Path, pid: int, uid: str) -> dict[Controller, Path]:
     return found
 
 
+def running(root: Path) -> int:
+    """How many processes run or could, now (proc_stat(5), procs_running)."""
+    for line in _lines(root / "proc/stat"):
+        key, _, value = line.partition(" ")
+        if key == "procs_running" and value.isdigit():
+            return int(value)
+    return 0
+
+
 def _groups_of(root: Path, pid: str) -> dict[str, str]:
     """Controller -> group; v2 is the empty name."""
     found: dict[str, str] = {}

@@ -15,8 +15,8 @@ from innkeeper.spec.cpu import Cpu, CpuUpdate, has_hotplug
 from innkeeper.spec.diskqos import DiskLimits, LimitsInForce
 from innkeeper.spec.memory import Memory, MemoryNow, MemoryUpdate
 from innkeeper.spec.numa import GuestNuma, NodeShare
-from innkeeper.spec.qos import Qos
-from innkeeper.units import KiB, MiB
+from innkeeper.spec.qos import Qos, QosUpdate
+from innkeeper.units import KiB, MiB, format_cores
 
 MAX_DISKS: Final = 24
 MAX_NETWORKS: Final = 8
@@ -220,6 +220,11 @@ class InstanceSpec(Model):
             self.numa.check(self.cpu.count, self.memory.size, self.cpu.reserved(hotplug=False))
         if self.machine.type.startswith("microvm") and self.machine.firmware == "uefi":
             raise ValueError("a microvm has no UEFI firmware here; use q35")
+        if self.qos.cpu.reservation > self.cpu.count * 1000:
+            raise ValueError(
+                f"a reservation of {format_cores(self.qos.cpu.reservation)} cores is more than"
+                f" {self.cpu.count} vCPU{'s' if self.cpu.count > 1 else ''} can use"
+            )
         foreign = self.machine.architecture != "x86_64"
         if foreign and any(disk.bus == "ide" for disk in self.disks):
             raise ValueError(f"a {self.machine.architecture} machine has no IDE; use virtio, scsi or sata")
@@ -231,6 +236,7 @@ class InstanceUpdate(Model):
 
     cpu: CpuUpdate | None = None
     memory: MemoryUpdate | None = None
+    qos: QosUpdate | None = None
     restart_policy: Literal["never", "on-failure", "always"] | None = None
     labels: dict[str, str] | None = None
 
@@ -406,4 +412,7 @@ class InstanceStatus(Model):
     revert_begun: str = Field(default="", description="Token of the revert that has ended the run before it.")
     reverted: str = Field(default="", description="Token of the last revert carried out.")
     template: str = Field(default="", description="It is frozen as a template: the token of that moment.")
+    qos: dict[str, str] = Field(
+        default_factory=dict, description="What of `spec.qos` is not in force, and why: `cpu`, `memory`."
+    )
     spares: int = Field(default=0, description="Of a template: copies that wait for a name.")

@@ -71,6 +71,7 @@ LIVE: Final[dict[str, Live]] = {
     "cpu.iothreads": Live(_always),
     "disks.*.qos": Live(_always),
     "qos.disk": Live(_always, drifted=disklimits.drifted),
+    "qos.cpu": Live(_always),
 }
 
 

@@ -27,7 +27,7 @@ def _cores(value: Any) -> int:
     try:
         return parse_cores(value)
     except BadRequest as error:
-        raise ValueError(f"{error}; {error.hint}") from None
+        raise ValueError(str(error)) from None
     except TypeError:
         raise ValueError(f"Not an amount of CPU: {value!r}; write it like 1.5 or 1500m") from None
 
@@ -42,10 +42,8 @@ def _or_none(value: Any) -> Any:
     return None if value == "" else value
 
 
-# In thousandths of a core.
-Cores = Annotated[
-    int, BeforeValidator(_cores), PlainSerializer(format_cores, return_type=str, when_used="json")
-]
+# In thousandths of a core. Always written as text: a plain number read back would be one of cores.
+Cores = Annotated[int, BeforeValidator(_cores), PlainSerializer(format_cores, return_type=str)]
 Shares = Annotated[ShareWord | Annotated[int, Field(ge=MIN_SHARES, le=MAX_SHARES)], BeforeValidator(_shares)]
 
 
@@ -77,6 +75,14 @@ class CpuQos(Model):
                 f" the limit of {format_cores(self.limit)}"
             )
         return self
+
+
+class CpuQosUpdate(Model):
+    """Values as a person writes them; the whole they make is checked."""
+
+    shares: str | int | None = Field(default=None, description="low, normal, high or a number.")
+    reservation: str | float | None = Field(default=None, description="Cores, such as 1.5 or 1500m.")
+    limit: str | float | None = Field(default=None, description="Cores; empty text: no limit any more.")
 
 
 class MemoryQos(Model):
@@ -126,3 +132,25 @@ class Qos(Model):
     cpu: CpuQos = CpuQos()
     memory: MemoryQos = MemoryQos()
     disk: Annotated[DiskQos, BeforeValidator(lambda value: {} if value == "" else value)] = DiskQos()
+
+
+class QosUpdate(Model):
+    cpu: CpuQosUpdate | None = None
+
+
+class CpuReport(Model):
+    """What CPU time a VM is promised."""
+
+    shares: int = Field(description="Of the whole VM: per vCPU, times its vCPUs.")
+    reservation: str = Field(description="Cores, as in the spec.")
+    limit: str | None = Field(description="Cores; null: none.")
+    entitlement: float | None = Field(
+        default=None, description="Cores it gets when every VM of the host is busy; null: it does not run."
+    )
+    not_in_force: str = Field(default="", description="Why not; empty: it is as it says, or does not run.")
+
+
+class QosReport(Model):
+    """What a VM is promised, and what of that is in force."""
+
+    cpu: CpuReport

@@ -15,13 +15,14 @@ from innkeeper.agent.context import Context, Running
 from innkeeper.agent.ops.disklimits import fit_disks
 from innkeeper.agent.ops.memory import fit_memory
 from innkeeper.agent.ops.pinning import fit_pins
+from innkeeper.agent.ops.qos import fit_qos
 from innkeeper.agent.ops.vcpus import fit_vcpus
 from innkeeper.errors import InnkeeperError
 from innkeeper.spec.instance import InstanceRecord
 
 Fit = Callable[[Context, InstanceRecord, Running], Awaitable[None]]
 # Each raises when the guest does not play along; the others are tried all the same.
-_FITS: Final[tuple[Fit, ...]] = (fit_disks, fit_vcpus, fit_memory, fit_pins)
+_FITS: Final[tuple[Fit, ...]] = (fit_qos, fit_disks, fit_vcpus, fit_memory, fit_pins)
 
 
 async def change(ctx: Context, record: InstanceRecord) -> None:

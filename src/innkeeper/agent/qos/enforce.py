@@ -1,25 +1,17 @@
 """Write what each VM is to have into its control group; the one place that does.
 
-What that is is decided part by part, of all VMs at once, by the functions in `PARTS`: each says for every VM
-that runs, or is about to, which settings its group should have. Written is only what differs.
+What that is is decided part by part, of all VMs at once (agent/qos/parts.py). Written is only what differs.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Sequence
 
 from innkeeper.agent.context import Context
+from innkeeper.agent.qos.parts import PARTS
 from innkeeper.drivers.cgroup import Group
 from innkeeper.drivers.cgroupvalues import Setting
 from innkeeper.errors import InnkeeperError
-
-log = logging.getLogger("innkeeper.qos")
-
-# uid -> settings, and () for one that needs none
-Decide = Callable[[Context], Mapping[str, Sequence[Setting]]]
-PARTS: Final[dict[str, Decide]] = {}
 
 
 def enforce(ctx: Context) -> dict[str, dict[str, str]]:

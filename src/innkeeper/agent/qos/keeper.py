@@ -13,7 +13,9 @@ from typing import Final
 
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.qos.enforce import enforce
+from innkeeper.agent.qos.together import Together
 from innkeeper.errors import InnkeeperError, StoreError
+from innkeeper.spec.instance import InstanceRecord
 
 log = logging.getLogger("innkeeper.qos")
 
@@ -28,6 +30,7 @@ class QosKeeper:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._told: dict[str, str] = {}
+        self._together = Together()
         self._inside: set[str] = set()  # uids that were seen in their group
 
     async def run(self) -> None:
@@ -48,7 +51,9 @@ class QosKeeper:
         for uid, running in list(self._ctx.running.items()):
             if self._ctx.cgroups.bases and running.at_rest.is_set():
                 await self._keep_in(uid, running)
-        enforce(self._ctx)
+        self._ctx.cgroups.weigh(self._together.look(self._ctx, self._ctx.clock.monotonic()))
+        for uid, parts in enforce(self._ctx).items():
+            await self._tell_parts(uid, {part: why for part, why in parts.items() if why})
         for uid in set(self._told) - set(self._ctx.running):
             del self._told[uid]
         self._inside &= set(self._ctx.running)
@@ -77,7 +82,16 @@ class QosKeeper:
             log.warning("the VM %s: %s", uid, what)
 
     async def _note(self, uid: str, note: str) -> None:
-        for record in self._ctx.records.values():
-            if record.uid == uid:
-                await self._ctx.publish(record, note=note)
-                return
+        if (record := self._record(uid)) is not None:
+            await self._ctx.publish(record, note=note)
+
+    async def _tell_parts(self, uid: str, not_in_force: dict[str, str]) -> None:
+        """In the status; the store is asked only where something is new."""
+        status = self._ctx.statuses.get(uid)
+        if status is None or status.qos == not_in_force or uid not in self._ctx.running:
+            return
+        if (record := self._record(uid)) is not None:
+            await self._ctx.publish(record, qos=not_in_force)
+
+    def _record(self, uid: str) -> InstanceRecord | None:
+        return next((one for one in self._ctx.records.values() if one.uid == uid), None)

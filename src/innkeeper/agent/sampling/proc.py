@@ -138,9 +138,11 @@ def parse_pressure(data: bytes) -> float:
 
 def parse_cpu_stat(data: bytes) -> float | None:
     """Seconds throttled, added up over CPUs: `throttled_usec` of v2, `throttled_time` (ns) of v1; None: no
-    such account."""
+    such account, or it never had a limit."""
     for line in data.splitlines():
         key, _, value = line.partition(b" ")
+        if key == b"nr_periods" and value.strip() == b"0":
+            return None
         if key == b"throttled_usec":
             return int(value) / 1e6
         if key == b"throttled_time":

@@ -157,7 +157,7 @@ async def _from_template(
     machine = spec.machine.model_copy(update={"type": parent.record.spec.machine.type})
     how = ForkOptions(remove_when_ended=options.remove_when_ended, hold=options.hold)
     wanted = spec.model_copy(update={"machine": machine})
-    async with admission.of_forks(parent.record, 1):
+    async with admission.of_forks(parent.record.model_copy(update={"spec": wanted}), 1):
         (view,) = await begin(repo, clock, parent, [name], how, wanted)
     return view
 

@@ -15,7 +15,7 @@ from innkeeper.api.verbs import change
 from innkeeper.api.verbs.fork import names_of
 from innkeeper.api.verbs.rm import refuse_running
 from innkeeper.api.verbs.start import switched_on
-from innkeeper.control import forking, overcommit
+from innkeeper.control import cpuadmission, forking, overcommit
 from innkeeper.control.lifecycle import is_active
 from innkeeper.errors import InnkeeperError
 from innkeeper.spec.finding import Finding, asked, block, ok, warn
@@ -59,6 +59,7 @@ async def _fork(about: Asked) -> list[Finding]:
         hosts, views = await about.repo.hosts(), await about.repo.instances()
         found += forking.room(record, about.count, hosts)
         found += overcommit.room_for_forks(record, about.count, hosts, views)
+        found += cpuadmission.of_copies(record, about.count, hosts, views)
     else:
         found += await _admission(about)
     if any(network.forward for network in record.spec.networks):

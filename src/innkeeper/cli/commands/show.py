@@ -34,7 +34,7 @@ def show(app: App, name: str, as_yaml: bool, as_argv: bool) -> None:
 
     A summary for people. With --json: everything, with name, uid, state, ready, accelerator, pid,
     addresses, spec (what was asked for), status (what was observed, with the times of each step of
-    the last start) and paths (where its files lie).
+    the last start), qos (what it is promised of its host, and has) and paths (where its files lie).
     """
     if as_yaml and as_argv:
         raise click.UsageError("--yaml and --argv exclude each other")
@@ -46,6 +46,8 @@ def show(app: App, name: str, as_yaml: bool, as_argv: bool) -> None:
             print(shlex.join(argv))
         return
     data = app.client.instances.get_data(name)
+    if not as_yaml:
+        data["qos"] = app.instance(name).qos()
     if as_yaml:
         from innkeeper.cli.specyaml import brief, to_yaml
 
@@ -75,6 +77,7 @@ def _print(data: dict[str, Any]) -> None:
             ("cpus", _cpus(spec.get("cpu") or {}, status)),
             ("pinned", ", ".join(_pins(spec.get("cpu") or {}))),
             ("memory", human_size(memory) if isinstance(memory, int) else memory),
+            *_qos(data.get("qos") or {}),
             ("host nodes", _nodes(data.get("nodes") or ())),
             ("addresses", ", ".join(data.get("addresses") or ())),
             ("forwards", ", ".join(_forwards(spec))),
@@ -101,6 +104,21 @@ def _cpus(cpu: dict[str, Any], status: dict[str, Any]) -> str:
     notes += [" ".join(cpu.get("features") or ()), f"{wanted} wanted" if has and has != wanted else ""]
     said = ", ".join(filter(None, notes))
     return f"{shown} ({said})" if said else shown
+
+
+def _qos(qos: dict[str, Any]) -> list[tuple[str, str]]:
+    """What it is promised of each resource, what that comes to now, and what is not in force."""
+    if not (cpu := qos.get("cpu")):
+        return []
+    said = [f"{cpu['shares']} shares"]
+    if cpu["reservation"] != "0":
+        said.append(f"{cpu['reservation']} reserved")
+    if cpu["limit"]:
+        said.append(f"at most {cpu['limit']}")
+    if cpu["entitlement"] is not None:
+        said.append(f"{cpu['entitlement']:g} of the host when all are busy")
+    told = f"{', '.join(said)}{'; NOT in force: ' + cpu['not_in_force'] if cpu['not_in_force'] else ''}"
+    return [("cpu time", told)]
 
 
 def _pins(cpu: dict[str, Any]) -> list[str]:

@@ -69,10 +69,10 @@ def top(
     one answer after one interval. With NAME one VM in detail, with its threads and its last day.
 
     CPU% is of one CPU: two busy vCPUs are 200. WAIT% is the time in which vCPUs could have run and no
-    CPU of the host was free; under KVM the guest sees it as steal. USED is resident in the host's
-    memory, QEMU included; SHARED, of that, is shared with forks and other processes. A dash is what is
-    not known: KVM's EXITS of a VM under TCG, network of one without guest agent, and all of one that
-    does not run.
+    CPU of the host was free; under KVM the guest sees it as steal. HELD% is the time in which its CPU
+    limit held it. USED is resident in the host's memory, QEMU included; SHARED, of that, is shared with
+    forks and other processes. A dash is what is not known: KVM's EXITS of a VM under TCG, network of one
+    without guest agent, HELD of one without limit, and all of one that does not run.
 
     With --why: how much of the last minute the VM lost waiting for a CPU, by its own limits, to memory
     that was read back, to its disks, and to whoever runs this host as a VM; who used the CPUs, memory or

@@ -1,0 +1,35 @@
+"""Give a running VM what its spec promises it now; and what it is promised, for those who ask."""
+
+from __future__ import annotations
+
+from innkeeper.agent.context import Context, Running
+from innkeeper.agent.qos.enforce import enforce
+from innkeeper.errors import Failed
+from innkeeper.spec.instance import InstanceRecord, InstanceStatus
+from innkeeper.spec.qos import CpuReport, QosReport, share_number
+from innkeeper.units import format_cores
+
+
+async def fit_qos(ctx: Context, record: InstanceRecord, running: Running) -> None:
+    """Raises Failed when the kernel refuses, with its reason."""
+    not_in_force = {part: why for part, why in enforce(ctx).get(record.uid, {}).items() if why}
+    await ctx.publish(record, qos=not_in_force)
+    ctx.qos_changed.set()  # of the others, the weight of all together
+    if not_in_force:
+        part, why = next(iter(not_in_force.items()))
+        raise Failed(f"qos.{part} of {record.name} is not in force: {why}", hint="see inn doctor")
+
+
+def report(ctx: Context, record: InstanceRecord) -> QosReport:
+    """What it is promised, and what of that is in force."""
+    status = ctx.statuses.get(record.uid, InstanceStatus())
+    qos, runs = record.spec.qos.cpu, record.uid in ctx.running
+    return QosReport(
+        cpu=CpuReport(
+            shares=share_number(qos.shares) * record.spec.cpu.count,
+            reservation=format_cores(qos.reservation),
+            limit=None if qos.limit is None else format_cores(qos.limit),
+            entitlement=round(ctx.cpu_entitled.get(record.uid, 0.0), 3) if runs else None,
+            not_in_force=status.qos.get("cpu", "") if runs else "",
+        )
+    )

@@ -1,0 +1,66 @@
+"""Who gets how much of what there is not enough of: shares between a reservation and a limit. Pure.
+
+Water-filling (C. Waldspurger, Memory Resource Management in VMware ESX Server, OSDI 2002; for limits of the
+same kind: D. Bertsekas and R. Gallager, Data Networks, section 6.5.2): each gets level x shares, but never
+less than its reservation nor more than its limit, and the level is where everything is given away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+# What the host keeps: a twentieth of its CPUs, a tenth of one at least. QEMU's counterpart in the kernel, the
+# daemon and who administers the host run on that when every VM is busy.
+KEPT_PART: Final = 0.05
+KEPT_LEAST_MILLICORES: Final = 100
+
+
+def kept_millicores(cpus: int) -> int:
+    """What of this many CPUs is never promised to VMs."""
+    return max(KEPT_LEAST_MILLICORES, round(cpus * 1000 * KEPT_PART))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one wants at most is its `limit`; 0 <= reservation <= limit, shares > 0."""
+
+    shares: float
+    reservation: float
+    limit: float
+
+
+def entitlements(claims: Sequence[Claim], capacity: float) -> list[float]:
+    """What each gets when all want as much as they may. The sum is the capacity, or all limits together if
+    that is less. Reservations beyond the capacity, of a host that has become smaller, are cut in proportion.
+    """
+    reserved = sum(claim.reservation for claim in claims)
+    if reserved >= capacity:
+        return (
+            [claim.reservation * capacity / reserved for claim in claims] if reserved else [0.0] * len(claims)
+        )
+    if sum(claim.limit for claim in claims) <= capacity:
+        return [claim.limit for claim in claims]
+    level = _level(claims, capacity, reserved)
+    return [min(max(level * claim.shares, claim.reservation), claim.limit) for claim in claims]
+
+
+def _level(claims: Sequence[Claim], capacity: float, reserved: float) -> float:
+    """Where the sum of all, which grows with the level in straight lines, reaches the capacity. At each
+    corner one begins to get more than its reservation, or stops at its limit."""
+    corners = sorted(
+        corner
+        for claim in claims
+        for corner in (
+            (claim.reservation / claim.shares, claim.shares),
+            (claim.limit / claim.shares, -claim.shares),
+        )
+    )
+    level, given, slope = 0.0, reserved, 0.0
+    for place, change in corners:
+        more = slope * (place - level)
+        if given + more >= capacity:
+            break
+        level, given, slope = place, given + more, slope + change
+    return level + (capacity - given) / slope if slope > 0 else level
