@@ -29,6 +29,7 @@ BENCHMARKS: Final = {
     "inspect": "each inspection of a running VM of 1 GiB, and how long a busy vCPU stands still for it",
     "exec": "inn exec, and copying both ways",
     "guestio": "disk and network inside the guest; beside QEMU tuned by hand",
+    "balloon": "an idle guest's memory taken under pressure, and given back; deciding for 1,000 VMs",
     "sampling": "reading the counters of 100 VMs, CPU time of one core",
     "daemon": "memory, idle CPU, re-adoption of 100 VMs; beside libvirtd",
     "lab": "nested and shadow paging, page sizes, TCG and KVM in the nested lab; only when named",

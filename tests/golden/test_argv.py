@@ -34,6 +34,7 @@ TINY = LaunchPlan(
     kernel=KernelPlan(IMAGE / "kernel", IMAGE / "initrd", "console=ttyS0 quiet"),
     console_log=STATE / "console.log",
     qemu_log=STATE / "qemu.log",
+    balloon=True,
 )
 ROOT = DiskPlan(
     "root", (Layer(STATE / "root.qcow2", "qcow2"), Layer(IMAGE / "disk.qcow2", "qcow2")), boot_index=0
@@ -44,6 +45,8 @@ CDROM = DiskPlan("iso", (Layer(Path("/isos/a,b.iso"), "raw"),), bus="sata", medi
 PLANS: dict[str, LaunchPlan] = {
     "tiny": TINY,
     "tiny-kvm": replace(TINY, accelerator="kvm", cpu_model="host"),
+    "reporting": replace(TINY, reporting=True),
+    "no-balloon": replace(TINY, balloon=False),
     "iommu": replace(DISK, iommu="intel"),
     "no-network-no-display": replace(TINY, nics=(), vga="none"),
     "slirp-forward": replace(

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from innkeeper.agent.moments import Moments
 from innkeeper.agent.spares import Spares
+from innkeeper.agent.tune.balloon import View
 from innkeeper.clock import Clock
 from innkeeper.drivers.cgroup import Cgroups
 from innkeeper.drivers.run import Owner, Runner
@@ -95,6 +96,9 @@ class Running:
     # Not set while it is handed over: how its process seems then is not how the VM is, nor is its end.
     at_rest: asyncio.Event = field(default_factory=lambda: _set(asyncio.Event()))
     woken: bool = False  # from a moment: its clock is of then until its agent has been told
+    balloon: View | None = None  # as the balloon controller saw it last
+    balloon_asked: bool = False  # its balloon may be on its way somewhere
+    balloon_runs: int = 0  # raised by what makes the controller look at it as if it were new
     asked_to_end: str = ""  # how it is going to end, when a verb ends it
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # set once its end has been noted
 
@@ -126,6 +130,7 @@ class Context:
     moments: Moments = field(default_factory=Moments)
     spares: Spares = field(default_factory=Spares)
     cgroups: Cgroups = field(default_factory=Cgroups)
+    busy: Callable[[str], bool] = lambda name: False  # something is being done to it, or about to be; by name
     on_launched: Callable[[InstanceRecord, Running], None] = lambda record, running: None
     on_stand_in: Callable[[str, RuntimeFiles], Awaitable[None]] = _nobody_listens  # it may become the VM
     on_replaced: Callable[[InstanceRecord, Running, Machine], Awaitable[None]] = _nobody_watches
@@ -136,6 +141,7 @@ class Context:
     launching: set[str] = field(default_factory=set)  # uids whose QEMU is about to run
     cpu_entitled: dict[str, float] = field(default_factory=dict)  # by uid, in cores, when all are busy
     qos_changed: asyncio.Event = field(default_factory=asyncio.Event)  # look again who is to have what
+    balloon_news: asyncio.Event = field(default_factory=asyncio.Event)  # worth a look before it is due
     freed: asyncio.Event = field(default_factory=asyncio.Event)  # a VM ended: memory is free again
     checkpoint: Callable[[str], None] = lambda name: None
 

@@ -45,6 +45,14 @@ def of_running(ctx: Context, record: InstanceRecord, running: Running) -> Iterat
         )
         return
     yield from of_disks(running.plan, ctx.paths.instance(record.uid), ctx.paths.layers)
+    if running.plan.reporting:
+        yield block(
+            Unsupported(
+                f"The guest of {record.name} gives back what it frees, unasked: in RAM that is shared the"
+                " kernel would refuse each page, and QEMU log it",
+                hint=f"inn set {record.name} qos.memory.reporting=false, restart it, then try again",
+            )
+        )
     yield from memorycheck.of_fork(memory_of(record, running.plan), ctx.host, record.name)
     moments = ctx.paths.moments
     yield from asked(

@@ -81,6 +81,8 @@ def build_launch_plan(
         kernel=kernel,
         firmware=firmware,
         iommu=spec.machine.iommu,
+        balloon=True,
+        reporting=spec.qos.memory.reporting,
         vga=spec.display.vga,
         vnc=spec.display.vnc,
         paused=record.wanted.power is Power.PAUSED,

@@ -67,9 +67,9 @@ class Reconciler:
         self._watchers: dict[str, Watcher] = {}
         self._revision = 0
         self._retries = Retries(self.kick)
-        ctx.on_launched = self._on_launched
-        ctx.on_replaced = self._on_replaced
+        ctx.on_launched, ctx.on_replaced = self._on_launched, self._on_replaced
         ctx.moments.kick = self._kick_uid
+        ctx.busy = self._workers.__contains__
 
     async def load(self, records: list[InstanceRecord], revision: int) -> None:
         """Begin with these records, as of `revision`; adopted VMs are in the context already."""

@@ -85,7 +85,7 @@ async def _recover_one(ctx: Context, record: InstanceRecord, pids: list[int]) ->
     console_log = ctx.paths.instance(record.uid).console_log
     offset = console_log.stat().st_size if console_log.exists() else 0
     ctx.running[record.uid] = Running(
-        machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset
+        machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset, balloon_asked=True
     )
     with contextlib.suppress(InnkeeperError):  # its status says what is not in force
         await asyncio.to_thread(ctx.cgroups.adopt, record.uid, machine.pids)
@@ -217,6 +217,7 @@ async def _note_unseen_end(ctx: Context, record: InstanceRecord, status: Instanc
         cpus_max=0,
         disk_limits={},
         memory=MemoryNow(),
+        balloon="",
         ready=False,
         agent=False,
         addresses=(),

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from innkeeper.agent import devices
 from innkeeper.agent.context import Context, Running
+from innkeeper.agent.ops import balloon
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import EventKind, Exit, RunState
 from innkeeper.errors import EngineError, InnkeeperError, StoreError
@@ -98,6 +99,13 @@ class Watcher:
                     what = "the host's disk is full" if event.detail == "no space" else event.detail
                     note = f"paused by a disk error: {what}; free space, then: inn resume {self._record.name}"
                     await self._tell(state=State.PAUSED, note=note)
+                case EventKind.BALLOON:
+                    self._ctx.balloon_news.set()
+                case EventKind.RESET:
+                    # A kernel that boots needs more than it will need later, and in RAM that is shared its
+                    # driver must find nothing to do.
+                    with contextlib.suppress(EngineError):
+                        await balloon.empty(self._running)
                 case EventKind.DEVICES:
                     await self._note_devices()
                 case EventKind.STATE:
@@ -252,6 +260,7 @@ class Watcher:
             cpus_max=0,
             disk_limits={},
             memory=MemoryNow(),
+            balloon="",
             ready=False,
             agent=False,
             addresses=(),

@@ -122,17 +122,22 @@ class HostUpdate(Model):
 
     ksm: KsmMode | None = Field(default=None, description="When equal pages of VMs are merged.")
     overcommit: OvercommitUpdate | None = None
+    vms_memory: Size | Literal["none"] | None = Field(
+        default=None, description="Memory that all VMs together are to take at most; none: what the host has."
+    )
 
     @model_validator(mode="after")
     def _something(self) -> HostUpdate:
         if not self.hugepages and self.settings() == {}:
-            raise ValueError("nothing to change: give hugepages, ksm or overcommit")
+            raise ValueError("nothing to change: give hugepages, ksm, overcommit or vms_memory")
         return self
 
     def settings(self) -> dict[str, Any]:
         """The host's settings that it has (spec/overcommit.py)."""
         found: dict[str, Any] = {"ksm": self.ksm} if self.ksm is not None else {}
         ratios = self.overcommit.model_dump(exclude_unset=True) if self.overcommit else {}
+        if self.vms_memory is not None:
+            found["vms_memory"] = None if self.vms_memory == "none" else self.vms_memory
         return found | ({"overcommit": ratios} if ratios else {})
 
     @field_validator("hugepages")

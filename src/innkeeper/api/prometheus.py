@@ -39,6 +39,9 @@ _MEMORY: Final = {
     "shared": "Resident memory others have as well.",
     "swapped": "Memory of the VM in swap.",
     "growth": "Memory the VM could still take of the host.",
+    "balloon": "Memory the VM's balloon leaves its guest.",
+    "guest_available": "What the guest could use without swapping.",
+    "working_set": "What the guest cannot do without.",
 }
 
 

@@ -56,11 +56,11 @@ def _bar(share: float, width: int, bars: str) -> str:
 def _rest(one: Json) -> Iterator[str]:
     memory = one["memory"]
     text = f"{size(memory['given'])} given, {size(memory['resident'])} resident"
-    if memory["balloon"] is not None:
-        text += f", {size(memory['balloon'])} left by the balloon"
     if memory.get("growth") is not None:
         text += f", could grow by {size(memory['growth'])}"
     yield _line("Memory", text)
+    if (balloon := _balloon(memory)) != "":
+        yield _line("Balloon", balloon)
     known = [name for name in ("private", "shared", "swapped", "huge", "merged") if memory[name] is not None]
     shares = ", ".join(f"{size(memory[name])} {name}" for name in known)
     if shares:
@@ -88,6 +88,18 @@ def _rest(one: Json) -> Iterator[str]:
     if numa := one["numa"]:
         nodes = ", ".join(f"node {node} {size(held)}" for node, held in sorted(numa["nodes"].items()))
         yield _line("NUMA", f"{percent(numa['local'])} % local: {nodes}")
+
+
+def _balloon(memory: Json) -> str:
+    left, state = memory.get("balloon"), memory.get("balloon_state")
+    if left is None:
+        return ""
+    text = f"{size(max(0, memory['given'] - left))} taken, {size(left)} left"
+    if memory.get("working_set") is not None:
+        text += (
+            f"; its guest needs {size(memory['working_set'])}, {size(memory['guest_available'])} available"
+        )
+    return text + (f" ({state})" if state and state != "follows" else "")
 
 
 def _history(title: str, told: Json, one: Json, width: int, bars: str) -> Iterator[str]:

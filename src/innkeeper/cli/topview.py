@@ -71,6 +71,15 @@ def total(item: Json, *paths: Keys) -> float | None:
     return float(sum(known)) if known else None
 
 
+def balloon(one: Json) -> str:
+    """How much of its memory it was made to give, or why it is none: `384M`, `0`, `never`, `silent`."""
+    memory = one.get("memory") or {}
+    state, left, given = memory.get("balloon_state"), memory.get("balloon"), memory.get("given")
+    if isinstance(left, int) and isinstance(given, int) and (given > left or state == "follows"):
+        return size(max(0, given - left))
+    return str(state) if state else UNKNOWN
+
+
 @dataclass(frozen=True)
 class Column:
     title: str
@@ -95,6 +104,7 @@ COLUMNS: Final = (
     Column("HELD%", lambda one: percent(at(one, "cpu", "throttled")), 15),
     Column("GIVEN", lambda one: size(at(one, "memory", "given")), 9),
     Column("USED", lambda one: size(at(one, "memory", "resident")), 1, "memory"),
+    Column("BALLOON", lambda one: balloon(one), 13),
     Column("SHARED", lambda one: size(at(one, "memory", "shared")), 8),
     Column("SWAP", lambda one: size(at(one, "memory", "swapped")), 12),
     Column("READ/s", lambda one: size(at(one, "disk", "read_bytes")), 4, "disk"),
@@ -102,8 +112,8 @@ COLUMNS: Final = (
     Column("IOPS", lambda one: count(total(one, *_OPS)), 11),
     Column("RX/s", lambda one: size(at(one, "network", "rx_bytes")), 6, "network"),
     Column("TX/s", lambda one: size(at(one, "network", "tx_bytes")), 7),
-    Column("EXITS/s", lambda one: count(at(one, "kvm", "exits")), 13),
-    Column("NUMA%", lambda one: percent(at(one, "numa", "local")), 14),
+    Column("EXITS/s", lambda one: count(at(one, "kvm", "exits")), 14),
+    Column("NUMA%", lambda one: percent(at(one, "numa", "local")), 15),
 )  # fmt: skip
 
 

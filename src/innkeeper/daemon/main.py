@@ -26,6 +26,7 @@ from innkeeper.agent.recovery import recover
 from innkeeper.agent.sampling.sampler import Sampler
 from innkeeper.agent.service import LiveService
 from innkeeper.agent.snapshots import SnapshotKeeper
+from innkeeper.agent.tune.ballooning import Balloons
 from innkeeper.agent.tune.merging import Merging, see
 from innkeeper.api.app import create_app
 from innkeeper.api.deps import ApiDeps
@@ -136,6 +137,7 @@ async def _serve(paths: Paths, options: Options) -> None:
             sampler.run(),
             QosKeeper(ctx).run(),
             settings.run(),
+            Balloons(ctx, lambda: host.settings.vms_memory).run(),
             keep_record(host, repo, clock, lease, ctx.freed),
             _compact(store),
         ):

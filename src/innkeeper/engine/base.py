@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from innkeeper.drivers.run import Owner
 from innkeeper.engine.inspection import Inspection
-from innkeeper.engine.memory import MAIN_RAM, PLAIN_MEMORY, DimmPlan, MemoryPlan, Ram, RamPlan
+from innkeeper.engine.memory import MAIN_RAM, PLAIN_MEMORY, Balloon, DimmPlan, MemoryPlan, Ram, RamPlan
 from innkeeper.engine.throttle import Throttle
 from innkeeper.paths import RuntimeFiles
 
@@ -90,6 +90,8 @@ class LaunchPlan:
     cpus_max: int = 0  # with those that may be plugged in; 0: none may
     topology: tuple[int, int, int] | None = None  # sockets, cores, threads; their product is cpus_max
     iommu: Literal["none", "intel"] = "none"
+    reporting: bool = False  # its guest gives back what it frees, unasked
+    balloon: bool = False  # not of those whose hardware was put together before there was one
     vga: Literal["none", "std", "virtio"] = "std"
     vnc: str = ""  # "", "socket" or ADDRESS:PORT
     paused: bool = False
@@ -147,6 +149,7 @@ class EventKind(enum.Enum):
     SHUTDOWN = "shutdown"  # QEMU is about to exit; detail = who asked (QAPI ShutdownCause)
     STATE = "state"  # vCPUs stopped or resumed
     IO_ERROR = "io-error"
+    BALLOON = "balloon"  # the guest gave memory to its balloon, or took some back
     DEVICES = "devices"  # the guest gave up a device, perhaps long after it was asked to
     ENDED = "ended"  # the process is gone; always the last one
 
@@ -275,6 +278,23 @@ class Machine(Protocol):
     async def throttle(self, disk: str, limits: Throttle | None) -> None:
         """Hold it to that from now on; None: to nothing. Requests that wait at this disk go on by the new
         limits. A group has one set of limits: those set last. Raises EngineError for a disk it lacks."""
+
+    async def balloon(self, *, every_s: int) -> Balloon:
+        """How its balloon is; the guest is to tell of its memory every so many seconds. Its deadline is
+        short; raises EngineError also where there is no balloon."""
+
+    async def set_balloon(self, left_bytes: int) -> None:
+        """Ask the guest to make do with so much of its RAM. It does so by and by, or not at all."""
+
+    async def hold_balloon(self) -> None:
+        """Ask the guest to leave its balloon as it is, however far it got."""
+
+    def ram_backing(self) -> dict[tuple[int, int], int]:
+        """What each of its memory files has taken of the host, in bytes, by device and inode."""
+
+    @property
+    def reclaimable(self) -> bool:
+        """What its balloon takes goes back to the host. Not of a VM that shares its RAM with others."""
 
     @property
     def ram_private(self) -> bool:

@@ -26,6 +26,7 @@ from innkeeper.engine.base import (
     ThreadIds,
     VcpuSlot,
 )
+from innkeeper.engine.fake_balloon import FakeBalloon
 from innkeeper.engine.inspection import Inspection
 from innkeeper.engine.memory import DimmPlan, Ram
 from innkeeper.engine.throttle import Throttle
@@ -34,7 +35,7 @@ from innkeeper.paths import RuntimeFiles
 
 
 @dataclass
-class FakeMachine:
+class FakeMachine(FakeBalloon):
     plan: LaunchPlan
     engine: FakeEngine
     pid: int
@@ -203,6 +204,7 @@ class FakeMachine:
         await self._answer("freeze")
         state.write_text(json.dumps({"uid": self.plan.uid, "vcpus": sorted(self.present)}))
         self.state = RunState.PAUSED
+        self.frozen = True
 
     async def thaw(self, *, paused: bool) -> None:
         await self._answer("thaw")

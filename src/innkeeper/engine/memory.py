@@ -72,6 +72,28 @@ class MemoryPlan:
 PLAIN_MEMORY: Final = MemoryPlan()
 
 
+@dataclass(frozen=True, slots=True)
+class GuestMemory:
+    """What the guest's balloon driver last said of its memory (virtio 1.2, 5.5.6.4). Bytes; swap and faults
+    are counted since the guest's boot; None: this driver does not tell."""
+
+    told_at: float  # seconds since the epoch, to the second
+    available: int | None = None  # what it could use without swapping
+    free: int | None = None
+    total: int | None = None
+    swapped_in: int | None = None
+    major_faults: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Balloon:
+    """A VM's balloon as it is now. `left_bytes` is what it leaves the guest of its RAM; `guest` is None as
+    long as no driver in the guest has told anything."""
+
+    left_bytes: int
+    guest: GuestMemory | None = None
+
+
 @dataclass(frozen=True)
 class Ram:
     """The memory files of a VM by the name of the piece, each a descriptor of ours until `close`."""

@@ -218,6 +218,7 @@ class InstanceSpec(Model):
                     "memory that comes later would be on none of the nodes: leave out memory.max"
                 )
             self.numa.check(self.cpu.count, self.memory.size, self.cpu.reserved(hotplug=False))
+        self.qos.memory.fits(dedicated=self.memory.dedicated)
         if self.machine.type.startswith("microvm") and self.machine.firmware == "uefi":
             raise ValueError("a microvm has no UEFI firmware here; use q35")
         if self.qos.cpu.reservation > self.cpu.count * 1000:
@@ -395,6 +396,7 @@ class InstanceStatus(Model):
     disk_limits: dict[str, LimitsInForce | None] = Field(
         default_factory=dict, description="The limits that each disk is held to now, by its name."
     )
+    balloon: str = Field(default="", description="Why its balloon takes nothing; empty: it may.")
     changed: int = Field(default=0, description="The last `wanted.change` that was carried out, or failed.")
     started_at: float = 0.0
     ready: bool = False

@@ -66,6 +66,7 @@ LIVE: Final[dict[str, Live]] = {
     "labels": Live(_always, acts=False),
     "memory.size": Live(_memory, drifted=_memory_drifted),
     "cpu.count": Live(_vcpus, drifted=lambda spec, status: status.cpus > 0 and status.cpus != spec.cpu.count),
+    "qos.memory.balloon": Live(_always),
     "cpu.pin": Live(_always),
     "cpu.emulator": Live(_always),
     "cpu.iothreads": Live(_always),

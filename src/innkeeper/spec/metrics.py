@@ -61,6 +61,22 @@ class MemoryMetrics(Model):
         default=None,
         description="What it could still take of the host; of a fork, each page not written yet.",
     )
+    balloon_state: str = Field(
+        default="",
+        description="follows: memory it leaves idle may be taken; never: by its spec; barred: it cannot be, "
+        "as of a fork; silent: no driver in its guest tells of its memory; ignores: the driver gives "
+        "nothing; empty: not known.",
+    )
+    balloon_target: int | None = Field(default=None, description="What its balloon was last asked to leave.")
+    guest_available: int | None = Field(
+        default=None, description="What its guest could use without swapping, by its balloon driver."
+    )
+    working_set: int | None = Field(
+        default=None, description="What its guest cannot do without: what it has, less what is available."
+    )
+    guest_swap_in: float | None = Field(
+        default=None, description="Bytes a second that its guest swaps in: it has too little."
+    )
     age_s: float | None = None
 
 

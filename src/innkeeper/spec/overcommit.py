@@ -6,10 +6,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from innkeeper.spec.base import Model
+from innkeeper.spec.base import Model, Size
+from innkeeper.units import MiB
 
 MIN_RATIO: Final = 0.1
 MAX_RATIO: Final = 1000.0
+MIN_VMS_MEMORY: Final = 64 * MiB
 
 KsmMode = Literal["auto", "always", "never"]
 KSM_MODES: Final = ("auto", "always", "never")
@@ -42,6 +44,11 @@ class HostSettings(Model):
         description="Merging of equal pages: `auto` while memory is short, `always`, or `never`.",
     )
     overcommit: Overcommit = Overcommit()
+    vms_memory: Annotated[Annotated[Size, Field(ge=MIN_VMS_MEMORY)] | None, BeforeValidator(_none)] = Field(
+        default=None,
+        description="Memory that all VMs together are to take at most; balloons see to it. Default: what the"
+        " host has.",
+    )
 
 
 def needed_now(needed: int, ratio: float) -> int:

@@ -105,6 +105,18 @@ class MemoryQos(Model):
     balloon: Literal["auto", "never"] = Field(
         default="auto", description="`auto`: memory it leaves idle goes to others when the host is pressed."
     )
+    reporting: bool = Field(
+        default=False,
+        description="Its guest gives back at once what it frees, unasked (free page reporting). It cannot be"
+        " forked while it runs then, nor its memory saved.",
+    )
+
+    def fits(self, *, dedicated: bool) -> None:
+        """Raises ValueError where memory that is `dedicated` would be given back."""
+        if self.reporting and dedicated:
+            raise ValueError(
+                "qos.memory.reporting gives memory back that hugepages, locked and prealloc are to keep"
+            )
 
     @model_validator(mode="after")
     def _ordered(self) -> MemoryQos:

@@ -12,6 +12,7 @@ from typing import Final
 
 from innkeeper.agent import devices
 from innkeeper.agent.context import Context, Running
+from innkeeper.agent.ops.balloon import fit_balloon
 from innkeeper.agent.ops.disklimits import fit_disks
 from innkeeper.agent.ops.memory import fit_memory
 from innkeeper.agent.ops.pinning import fit_pins
@@ -22,7 +23,7 @@ from innkeeper.spec.instance import InstanceRecord
 
 Fit = Callable[[Context, InstanceRecord, Running], Awaitable[None]]
 # Each raises when the guest does not play along; the others are tried all the same.
-_FITS: Final[tuple[Fit, ...]] = (fit_qos, fit_disks, fit_vcpus, fit_memory, fit_pins)
+_FITS: Final[tuple[Fit, ...]] = (fit_qos, fit_disks, fit_vcpus, fit_memory, fit_pins, fit_balloon)
 
 
 async def change(ctx: Context, record: InstanceRecord) -> None:

@@ -20,6 +20,7 @@ from innkeeper.agent import chains, devices, forkable
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import merging, plan_of
 from innkeeper.agent.moments import Taken
+from innkeeper.agent.ops import balloon
 from innkeeper.agent.ops.disklimits import limit_new
 from innkeeper.agent.ops.pinning import pin
 from innkeeper.agent.quiesce import FileSystems
@@ -138,6 +139,7 @@ async def forkable_plan(ctx: Context, record: InstanceRecord, running: Running) 
     was = await running.machine.run_state()
     refuse(forkable.of_state(record, was))
     devices.keep_plan(ctx, running, await devices.as_it_is(running.machine, running.plan))
+    await balloon.hold(running)
     plan = replace(running.plan, kernel=None, incoming=True, paused=was is RunState.PAUSED)
     if running.machine.ram_private:
         plan = await _promote(ctx, record, running, plan)

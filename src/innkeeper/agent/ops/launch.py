@@ -78,6 +78,7 @@ async def launch(
         await pin(record, machine)
         ctx.checkpoint("start.launched")
         running = Running(machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset)
+        running.balloon_asked = source is not None  # it comes with the balloon it had
         running.woke_at = ctx.clock.time()
         running.woken = source is not None and plan.inherited_macs is None
         qemu = ctx.host.qemu(record.spec.machine.architecture)

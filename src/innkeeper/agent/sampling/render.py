@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from innkeeper.agent.sampling.host import pressure_metrics
+from innkeeper.agent.sampling.proc import Footprint
 from innkeeper.agent.sampling.rates import ProcessRates
 from innkeeper.agent.sampling.tracker import Tracker, local_share
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
@@ -93,22 +95,37 @@ def _memory(record: InstanceRecord, tracker: Tracker | None, now: float) -> Memo
     given = record.spec.memory.size
     if tracker is None or tracker.sample is None:
         return MemoryMetrics(given=given)
-    balloon = tracker.counters.balloon_bytes if tracker.counters else None
     found = tracker.footprint
+    known = MemoryMetrics(given=given, resident=tracker.sample.rss_bytes, **_balloon(tracker))
     if found is None or tracker.walked_at is None:
-        return MemoryMetrics(given=given, resident=tracker.sample.rss_bytes, balloon=balloon)
-    return MemoryMetrics(
-        given=given,
-        resident=tracker.sample.rss_bytes,
-        proportional=found.pss_bytes,
-        private=found.private_bytes,
-        shared=found.shared_bytes,
-        swapped=found.swapped_bytes,
-        huge=found.huge_bytes,
-        merged=found.merged_bytes,
-        balloon=balloon,
-        age_s=round(now - tracker.walked_at, 3),
-    )
+        return known
+    return known.model_copy(update=_walked(found, now - tracker.walked_at))
+
+
+def _balloon(tracker: Tracker) -> dict[str, Any]:
+    view = tracker.balloon
+    if view is None:
+        return {"balloon": tracker.counters.balloon_bytes if tracker.counters else None}
+    return {
+        "balloon": view.left,
+        "balloon_state": view.standing,
+        "balloon_target": view.target,
+        "guest_available": view.available,
+        "working_set": view.working_set,
+        "guest_swap_in": view.swap_in,
+    }
+
+
+def _walked(found: Footprint, age_s: float) -> dict[str, Any]:
+    return {
+        "proportional": found.pss_bytes,
+        "private": found.private_bytes,
+        "shared": found.shared_bytes,
+        "swapped": found.swapped_bytes,
+        "huge": found.huge_bytes,
+        "merged": found.merged_bytes,
+        "age_s": round(age_s, 3),
+    }
 
 
 def _disk(tracker: Tracker, now: float) -> DiskMetrics | None:

@@ -124,6 +124,7 @@ class Sampler:
             if tracker.machine is not running.machine:
                 tracker.open(running.machine)
                 self._look_under(tracker, running)
+            tracker.balloon = running.balloon
             now = self._ctx.clock.monotonic()
             tracker.given = _given(self._ctx.statuses.get(uid, InstanceStatus()))
             tracker.read(now, self._ctx.clock.time())

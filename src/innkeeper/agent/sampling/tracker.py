@@ -15,6 +15,7 @@ from innkeeper.agent.sampling.limits import Limits, held
 from innkeeper.agent.sampling.proc import Footprint
 from innkeeper.agent.sampling.rates import NetworkCounters
 from innkeeper.agent.sampling.reader import PROC, Placement, ProcessReader
+from innkeeper.agent.tune.balloon import View
 from innkeeper.engine.base import Counters, Machine
 from innkeeper.guest.agent import InterfaceCounters
 
@@ -48,6 +49,7 @@ class Tracker:
         self.asking: dict[str, asyncio.Task[None]] = {}  # questions under way
         self.asked: dict[str, float] = {}  # when each was asked last
         self.watching: asyncio.Task[None] | None = None  # for its end
+        self.balloon: View | None = None
         self.saved_at = 0.0
         self._forget()
 
@@ -203,7 +205,15 @@ class Tracker:
                 "shared": self.footprint.shared_bytes,
                 "swapped": self.footprint.swapped_bytes,
             }
-        if self.counters is not None:
+        if self.balloon is not None:
+            found |= {
+                "balloon": self.balloon.left,
+                "guest_available": self.balloon.available,
+                "working_set": self.balloon.working_set,
+                "guest_swap_in": self.balloon.swap_in,
+                "guest_major_faults": self.balloon.major_faults,
+            }
+        elif self.counters is not None:
             found["balloon"] = self.counters.balloon_bytes
         if self.disk is not None:
             found |= {

@@ -56,7 +56,7 @@ def show(app: App) -> None:
         return
     facts = record.get("facts", record)
     plain = [_pair(name, value) for name, value in facts.items() if name not in ("numa", "qos")]
-    owed = [*_owed(record.get("overcommit")), *_merged(record)]
+    owed = [*_owed(record.get("overcommit")), *_bound(record), *_merged(record)]
     print_pairs([("name", record.get("name")), *plain, *_qos(facts.get("qos", {})), *owed])
     if facts.get("numa"):
         print()
@@ -75,6 +75,7 @@ inn host set hugepages.2MiB=256 --node 1           on one NUMA node
 inn host set hugepages.2MiB=0                      give them back
 inn host set overcommit.memory=1.5                 VMs may be given half as much again as there is
 inn host set overcommit.cpu=8                      at most 8 vCPUs for each CPU; none: any number
+inn host set vms_memory=20GiB                      balloons keep all VMs together below; none: no such bound
 inn host set ksm=never                             no merging of equal pages; auto; always
 """,
     exit_status={4: "Not so many can be reserved, and nothing was changed; or fewer are in use."},
@@ -97,7 +98,8 @@ def set_(app: App, settings: tuple[str, ...], node: int | None) -> None:
     if app.json:
         print_json(record)
         return
-    print_pairs([*_owed(record.get("overcommit")), *_merged(record)] if set(wanted) - _OF_PAGES else [])
+    told = [*_owed(record.get("overcommit")), *_bound(record), *_merged(record)]
+    print_pairs(told if set(wanted) - _OF_PAGES else [])
     if "hugepages" not in wanted:
         return
     for one in record["facts"]["numa"]:
@@ -131,10 +133,13 @@ def _wanted(settings: dict[str, str]) -> dict[str, Any]:
             if value not in KSM_MODES:
                 raise BadRequest(f"Not a way to merge pages: {value!r}", hint=f"use {', '.join(KSM_MODES)}")
             found["ksm"] = value
+        elif key == "vms_memory":
+            found["vms_memory"] = value if value == "none" else parse_size(value)
         else:
             raise BadRequest(
                 f"No such setting of a host: {key}",
-                hint="there are hugepages.2MiB, hugepages.1GiB, overcommit.memory, overcommit.cpu and ksm",
+                hint="there are hugepages.2MiB, hugepages.1GiB, overcommit.memory, overcommit.cpu, ksm and"
+                " vms_memory",
             )
     return found
 
@@ -167,6 +172,12 @@ def _owed(account: dict[str, Any] | None) -> Iterator[tuple[str, Any]]:
     yield "memory at worst", f"{size['worst']}, {memory['worst_ratio']:.2f} of it"
     limit = "none" if cpu["limit"] is None else f"{cpu['limit']:g}"
     yield "vCPUs given", f"{cpu['vcpus']}, {cpu['ratio']:.2f} for each CPU (overcommit.cpu: {limit})"
+
+
+def _bound(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    bound = (record.get("settings") or {}).get("vms_memory")
+    if bound is not None:
+        yield "VMs take", f"{human_size(parse_size(bound))} at most (vms_memory)"
 
 
 def _merged(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -78,6 +78,7 @@ def _print(data: dict[str, Any]) -> None:
             ("pinned", ", ".join(_pins(spec.get("cpu") or {}))),
             ("memory", human_size(memory) if isinstance(memory, int) else memory),
             *_qos(data.get("qos") or {}),
+            ("balloon", _balloon(status)),
             ("host nodes", _nodes(data.get("nodes") or ())),
             ("addresses", ", ".join(data.get("addresses") or ())),
             ("forwards", ", ".join(_forwards(spec))),
@@ -119,6 +120,11 @@ def _qos(qos: dict[str, Any]) -> list[tuple[str, str]]:
         said.append(f"{cpu['entitlement']:g} of the host when all are busy")
     told = f"{', '.join(said)}{'; NOT in force: ' + cpu['not_in_force'] if cpu['not_in_force'] else ''}"
     return [("cpu time", told)]
+
+
+def _balloon(status: dict[str, Any]) -> str:
+    why = status.get("balloon")
+    return f"takes nothing: {why}" if why else ""
 
 
 def _pins(cpu: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ AGENT_PORT: Final = "org.qemu.guest_agent.0"
 # QEMU drops these system calls; `obsolete` etc. as in its own recommendation (qemu -sandbox help).
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 COPY_TB_SIZE_MIB: Final = 128
+BALLOON: Final = "balloon0"
 
 # Requests of virtio disks are served by a thread of their own, beside QEMU's main loop and the vCPUs:
 # reads in a TCG guest 534 -> 632 MiB/s, writes 236 -> 253 (bench/guestio).
@@ -125,6 +126,13 @@ def build_argv(plan: LaunchPlan, files: RuntimeFiles, wiring: Wiring) -> list[st
     for index, nic in enumerate(plan.nics):
         argv += _nic(nic, index, files, wiring)
     argv += _display(plan, files, wiring)
+    if plan.balloon:
+        # The last one, so that no other device is in another slot than before there was a balloon. A guest
+        # that runs out of memory takes back what it needs rather than kill a program.
+        reporting = True if plan.reporting else None
+        argv += _device(
+            driver="virtio-balloon-pci", id=BALLOON, deflate_on_oom=True, free_page_reporting=reporting
+        )
     if plan.incoming:
         # -S: it must not run by itself once it has the state, since the other process may still go on.
         argv += ["-incoming", "defer", "-S"]

@@ -48,6 +48,9 @@ SCHEMA: Final[dict[str, tuple[str, ...]]] = {
     ),
     "query-stats": ("target", "providers"),
     "query-balloon": (),
+    "balloon": ("value",),
+    "qom-get": ("path", "property"),
+    "qom-set": ("path", "property", "value"),
 }  # fmt: skip
 EVENTS: Final[dict[str, tuple[str, ...]]] = {
     "SHUTDOWN": ("guest", "reason"),
@@ -57,6 +60,7 @@ EVENTS: Final[dict[str, tuple[str, ...]]] = {
     "GUEST_PANICKED": ("action",),
     "VSERPORT_CHANGE": ("id", "open"),
     "DEVICE_DELETED": ("device",),
+    "BALLOON_CHANGE": ("actual",),
     "BLOCK_IO_ERROR": ("nospace", "action", "reason", "node-name"),
 }
 

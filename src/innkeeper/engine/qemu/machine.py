@@ -18,10 +18,10 @@ from innkeeper.engine.base import (
     Moment,
     RunState,
     ThreadIds,
-    VcpuSlot,
 )
 from innkeeper.engine.memory import Ram
-from innkeeper.engine.qemu import commands, counters, ram, state, vcpus
+from innkeeper.engine.qemu import commands, counters, ram, state
+from innkeeper.engine.qemu.balloon import Ballooned
 from innkeeper.engine.qemu.dimms import DimmSlots
 from innkeeper.engine.qemu.inspection import QemuInspection
 from innkeeper.engine.qemu.launch_record import LaunchRecord
@@ -29,13 +29,14 @@ from innkeeper.engine.qemu.links import Link, living_passts
 from innkeeper.engine.qemu.process import Process
 from innkeeper.engine.qemu.qmp import Monitor
 from innkeeper.engine.qemu.throttle import DiskThrottles
+from innkeeper.engine.qemu.vcpus import VcpuPlaces
 from innkeeper.paths import RuntimeFiles
 
 EVENT_QUEUE_LIMIT: Final = 256
 RECONNECT_DEADLINE_S: Final = 2.0
 
 
-class QemuMachine(DimmSlots, DiskThrottles):
+class QemuMachine(VcpuPlaces, DimmSlots, DiskThrottles, Ballooned):
     """`connect` before use; a machine that is not connected can be killed, and tries again when asked
     for its state."""
 
@@ -57,7 +58,7 @@ class QemuMachine(DimmSlots, DiskThrottles):
         self._socket = socket
         self._events: asyncio.Queue[MachineEvent | None] = asyncio.Queue(EVENT_QUEUE_LIMIT)
         self._shutdown_cause = ""
-        self._balloon = True  # until QEMU says that it has none
+        self._counts_balloon = True  # until QEMU says that it has none
         self._pump: asyncio.Task[None] | None = None
         self._end = asyncio.create_task(self._announce_end())
         self.times_ms: Mapping[str, float] = {}
@@ -135,6 +136,7 @@ class QemuMachine(DimmSlots, DiskThrottles):
         await self.hold_links()
         await self._take_back()
         await self._monitor.execute("stop")
+        ram.protect(self.ram)
         await state.save(self._monitor, state_file)
 
     async def thaw(self, *, paused: bool) -> None:
@@ -193,19 +195,6 @@ class QemuMachine(DimmSlots, DiskThrottles):
         for link in self.links:
             link.release()
 
-    async def vcpus(self) -> list[VcpuSlot]:
-        return [VcpuSlot(one.index, one.path != "") for one in await vcpus.places(await self.answering())]
-
-    async def plug_vcpu(self, index: int) -> None:
-        await vcpus.plug(await self.answering(), index)
-
-    @property
-    def unplug_spoils(self) -> bool:
-        return vcpus.unplug_spoils(self.accelerator, self.version)
-
-    async def unplug_vcpu(self, index: int) -> None:
-        await vcpus.unplug(await self.answering(), index)
-
     async def power_button(self) -> None:
         await self._monitor.execute("system_powerdown")
 
@@ -220,8 +209,8 @@ class QemuMachine(DimmSlots, DiskThrottles):
 
     async def counters(self) -> Counters:
         kvm = self.accelerator == "kvm"
-        told = await counters.read(self._monitor, kvm=kvm, balloon=self._balloon)
-        self._balloon = told.balloon_bytes is not None
+        told = await counters.read(self._monitor, kvm=kvm, balloon=self._counts_balloon)
+        self._counts_balloon = told.balloon_bytes is not None
         return told
 
     async def events(self) -> AsyncIterator[MachineEvent]:
@@ -288,6 +277,8 @@ class QemuMachine(DimmSlots, DiskThrottles):
                 return MachineEvent(EventKind.STATE, str(message["event"]).lower())
             case "GUEST_PANICKED":
                 return MachineEvent(EventKind.PANICKED, str(data.get("action", "")))
+            case "BALLOON_CHANGE":
+                return MachineEvent(EventKind.BALLOON, str(data.get("actual", "")))
             case "DEVICE_DELETED":
                 return MachineEvent(EventKind.DEVICES, str(data.get("device", "")))
             case "BLOCK_IO_ERROR":

@@ -25,6 +25,8 @@ from innkeeper.units import format_size, human_size
 NAME: Final = "innkeeper-ram"
 # The page size as a power of two, in the upper bits of the flags (memfd_create(2), MFD_HUGE_2MB).
 _HUGE_SHIFT: Final = 26
+# fcntl(2), since Linux 5.1; mm/shmem.c, shmem_fallocate: no holes either.
+F_SEAL_FUTURE_WRITE: Final = 0x0010
 
 
 def create(plan: LaunchPlan) -> Ram:
@@ -95,12 +97,27 @@ def give_back(ram: Ram, names: Collection[str]) -> None:
             view.madvise(mmap.MADV_REMOVE)
 
 
+def protect(ram: Ram) -> None:
+    """Of a VM that stands still at a moment: from here on nobody takes pages out of its RAM, and nobody new
+    writes to it. QEMU's balloon (and free page reporting) of a process with a private view would: up to 7.2
+    it punches holes into the file under all others that share it. The one mapping that there is stays
+    writable, so that the VM can go on itself where nobody takes over; its balloon then frees nothing."""
+    for fd in ram.parts.values():
+        with contextlib.suppress(OSError):  # before Linux 5.1 there is no such seal; `seal` follows
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+
+
+def is_sealed(ram: Ram) -> bool:
+    """Whether some of it stays as it is: pages of it cannot be given back."""
+    return any(
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS) & (fcntl.F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+        for fd in ram.parts.values()
+    )
+
+
 def seal(ram: Ram) -> None:
     """Nobody writes to this RAM any more, not even a hostile QEMU: what children share stays as it is.
-
-    Also the guard against QEMU's balloon and free page reporting, which would punch holes into the
-    file under all of them. Raises EngineError while a shared writable mapping is left.
-    """
+    Raises EngineError while a shared writable mapping is left."""
     try:
         for fd in ram.parts.values():
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)

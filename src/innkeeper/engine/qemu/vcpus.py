@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from innkeeper.engine.base import VcpuSlot
 from innkeeper.engine.qemu.qmp import Monitor
 from innkeeper.errors import EngineError, Unsupported
 
@@ -73,3 +74,31 @@ async def _place(monitor: Monitor, index: int) -> Place:
             f"This machine has no place for a vCPU {index}", hint="raise cpu.max and restart it"
         )
     return found[index]
+
+
+class VcpuPlaces:
+    """The part of a machine that is about its vCPUs."""
+
+    @property
+    def accelerator(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def version(self) -> str:
+        raise NotImplementedError
+
+    async def answering(self) -> Monitor:
+        raise NotImplementedError
+
+    async def vcpus(self) -> list[VcpuSlot]:
+        return [VcpuSlot(one.index, one.path != "") for one in await places(await self.answering())]
+
+    async def plug_vcpu(self, index: int) -> None:
+        await plug(await self.answering(), index)
+
+    @property
+    def unplug_spoils(self) -> bool:
+        return unplug_spoils(self.accelerator, self.version)
+
+    async def unplug_vcpu(self, index: int) -> None:
+        await unplug(await self.answering(), index)
