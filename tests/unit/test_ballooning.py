@@ -107,7 +107,9 @@ def occupied(ctx: Context, how: str) -> Iterator[None]:
 def test_memory_is_taken_while_it_is_short_and_given_back_after(tmp_path: Path) -> None:
     async def story(scene: Scene) -> None:
         machine = await scene.boot()
-        await scene.look(5)
+        await scene.look(2)
+        assert machine.told_every_s == 2, "until it is known whether its guest tells anything"
+        await scene.look(20)
         assert machine.ballooned == 0 and machine.told_every_s == ballooning.CALM_S
         scene.available(1)
         await scene.look(20)

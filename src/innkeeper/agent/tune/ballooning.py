@@ -106,7 +106,8 @@ class Balloons:
         brisk = self._brisk(there, host, now)
         every_s = max(TICK_S, len(there) / ASKED_A_SECOND) if brisk else CALM_S
         for uid, running in there.items():
-            self._ask(uid, running, records[uid], round(every_s), now)
+            own_s = TICK_S if _unheard(running.balloon) else every_s
+            self._ask(uid, running, records[uid], round(own_s), now)
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=ANSWER_WITHIN_S)
         now = self._ctx.clock.monotonic()
@@ -244,6 +245,11 @@ class Balloons:
         if text != said and record.uid in self._ctx.running:
             self._said[record.uid] = text
             await self._ctx.publish(record, balloon=text)
+
+
+def _unheard(view: View | None) -> bool:
+    """Of one that is new here: whether its guest tells anything is to be known soon."""
+    return view is None or (view.standing == "silent" and not view.overdue)
 
 
 def _barred(plan: LaunchPlan, machine: Machine) -> str:
