@@ -57,7 +57,9 @@ class Load:
 
 
 def run(lab: Lab) -> list[Sample]:
-    seconds, rounds = float(lab.count(10, 2)), lab.count(3, 1)
+    # No multiple of the time between two requests: else the count is the same whatever the phase, and a
+    # run of two seconds seems to be exact to four digits.
+    seconds, rounds = (1.933, 1) if lab.quick else (9.713, 3)
     samples: list[Sample] = []
     with ExitStack() as stack:
         vm = _guest(lab, stack)

@@ -132,11 +132,6 @@ class DiskQos(DiskLimits):
     """Limits of all its disks together: what one takes, the others do not get. A disk with limits of its own
     (`disks.N.qos`) has those instead."""
 
-    shares: Shares = Field(
-        default="normal",
-        description="low, normal or high, or a number: who gets more of a disk of the host that is busy.",
-    )
-
 
 class Qos(Model):
     """Everything may change while the instance runs."""
