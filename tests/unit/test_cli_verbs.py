@@ -250,13 +250,18 @@ def test_host_and_doctor(inn: Inn, server: ApiServer) -> None:
     facts = {
         "cpus": 2,
         "memory_bytes": 8 << 30,
-        "machine_types": ["q35", "pc"],
+        "cpu_ids": [0, 1, 4],
+        "qemu": "/usr/bin/qemu-system-x86_64",
+        "machine_types": ["pc-q35-7.2", "microvm"],
+        "machine_aliases": {"q35": "pc-q35-7.2"},
+        "foreign": {"aarch64": {"qemu_version": "7.2", "machine_types": ["virt-7.2"]}},
         "numa": nodes,
         "extra": {},
     }
     server.answer("GET", "/v1/host", {"name": "here", "facts": facts})
     out = inn("host", "show").out
-    assert "8.0 GiB" in out and "q35, pc" in out
+    assert "8.0 GiB, 0 B available" in out and "q35 = pc-q35-7.2, 2 in all" in out
+    assert "2 (0-1,4)" in out and "aarch64 guests:  emulated by QEMU 7.2" in out
     first, second = out.splitlines()[-2:]
     assert first.split()[:4] == ["0", "0-2,5", "4.0", "GiB"] and first.endswith("8 x 2MiB (4)       10 21")
     assert second.split() == ["1", "-", "2.0", "GiB", "0", "B", "0", "B", "-", "21", "10"]

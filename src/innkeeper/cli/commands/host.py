@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
 import click
 
+from innkeeper.cli import hostview
 from innkeeper.cli.app import App
 from innkeeper.cli.command import CONTEXT, LazyGroup, Table, verb
 from innkeeper.cli.output import print_json, print_pairs, print_table
 from innkeeper.cli.specargs import pairs
 from innkeeper.errors import BadRequest
 from innkeeper.spec.overcommit import KSM_MODES, MAX_RATIO, MIN_RATIO
-from innkeeper.units import format_size, human_size, parse_size
+from innkeeper.units import format_size, parse_size
 
 _OF_PAGES: Final = {"hugepages", "node"}
 
@@ -54,16 +54,10 @@ def show(app: App) -> None:
     if app.json:
         print_json(record)
         return
-    facts = record.get("facts", record)
-    plain = [_pair(name, value) for name, value in facts.items() if name not in ("numa", "qos")]
-    owed = [*_owed(record.get("overcommit")), *_bound(record), *_merged(record)]
-    print_pairs([("name", record.get("name")), *plain, *_qos(facts.get("qos", {})), *owed])
-    if facts.get("numa"):
+    print_pairs(hostview.pairs(record))
+    if nodes := record["facts"].get("numa"):
         print()
-        print_table(
-            ("NODE", "CPUS", "MEMORY", "FREE", "AVAILABLE", "HUGE PAGES (FREE)", "DISTANCES"),
-            [_node(node) for node in facts["numa"]],
-        )
+        print_table(hostview.NODE_TITLES, [hostview.node_row(node) for node in nodes])
 
 
 @verb(
@@ -98,23 +92,12 @@ def set_(app: App, settings: tuple[str, ...], node: int | None) -> None:
     if app.json:
         print_json(record)
         return
-    told = [*_owed(record.get("overcommit")), *_bound(record), *_merged(record)]
-    print_pairs(told if set(wanted) - _OF_PAGES else [])
+    print_pairs(hostview.given_out(record) if set(wanted) - _OF_PAGES else [])
     if "hugepages" not in wanted:
         return
     for one in record["facts"]["numa"]:
         for pool in one.get("hugepages", ()):
             print(f"node {one['id']}: {pool['total']} x {format_size(pool['page_bytes'])}")
-
-
-def _qos(told: dict[str, str]) -> list[tuple[str, str]]:
-    """What can be promised of each resource here; how to get the rest is said once."""
-    lines = [
-        (f"qos of {name}", f"no: {told[key]}" if told[key] else "shares, reservation, limit")
-        for key, name in (("cpu", "CPU"), ("memory", "memory"), ("io", "disks"))
-        if key in told
-    ]
-    return [*lines, ("to get it", told["hint"])] if told.get("hint") else lines
 
 
 def _wanted(settings: dict[str, str]) -> dict[str, Any]:
@@ -158,73 +141,3 @@ def _ratio(key: str, value: str) -> float | None:
             + (", or none" if key == "overcommit.cpu" else ""),
         )
     return ratio
-
-
-def _owed(account: dict[str, Any] | None) -> Iterator[tuple[str, Any]]:
-    if not account:
-        return
-    memory, cpu = account["memory"], account["cpu"]
-    size = {name: human_size(memory[name]) for name in ("capacity", "kept", "promised", "given", "worst")}
-    allowed = f"overcommit.memory: {memory['limit']:g}"
-    yield "memory for VMs", f"{size['capacity']} ({size['kept']} kept for the host)"
-    yield "memory promised", f"{size['promised']} (reservations, locked and preallocated RAM)"
-    yield "memory given", f"{size['given']}, {memory['ratio']:.2f} of it ({allowed})"
-    yield "memory at worst", f"{size['worst']}, {memory['worst_ratio']:.2f} of it"
-    limit = "none" if cpu["limit"] is None else f"{cpu['limit']:g}"
-    yield "vCPUs given", f"{cpu['vcpus']}, {cpu['ratio']:.2f} for each CPU (overcommit.cpu: {limit})"
-
-
-def _bound(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    bound = (record.get("settings") or {}).get("vms_memory")
-    if bound is not None:
-        yield "VMs take", f"{human_size(parse_size(bound))} at most (vms_memory)"
-
-
-def _merged(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    found = record.get("ksm")
-    if not found:
-        return
-    state = f"on, by {found['by']}" if found["running"] else "off"
-    cost = "" if found["cpu"] is None else f", ksmd takes {100 * found['cpu']:.1f} % of a CPU"
-    profit = found["profit_bytes"]
-    net = "" if profit is None else f" ({human_size(profit)} net)"
-    mode = record.get("settings", {}).get("ksm", "")
-    yield "ksm", f"{state} ({mode}); {human_size(found['saved_bytes'])} saved{net}{cost}"
-    if found["why"]:
-        yield "ksm because", found["why"]
-
-
-def _node(node: dict[str, Any]) -> tuple[object, ...]:
-    pools = [
-        f"{pool['total']} x {format_size(pool['page_bytes'])} ({pool['free'] - pool.get('reserved', 0)})"
-        for pool in node.get("hugepages", ())
-    ]
-    return (
-        node["id"],
-        cpu_list(node.get("cpus", ())),
-        *(human_size(node.get(what, 0)) for what in ("memory_bytes", "free_bytes", "available_bytes")),
-        ", ".join(pools),
-        " ".join(str(one) for one in node.get("distances", ())),
-    )
-
-
-def cpu_list(cpus: Sequence[int]) -> str:
-    """`0-3,8` from 0, 1, 2, 3, 8."""
-    parts: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if parts and cpu == parts[-1][-1] + 1:
-            parts[-1].append(cpu)
-        else:
-            parts.append([cpu])
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
-
-
-def _pair(name: str, value: Any) -> tuple[str, Any]:
-    title = name.removesuffix("_bytes").replace("_", " ")
-    if name.endswith("_bytes") and isinstance(value, int):
-        return title, human_size(value)
-    if isinstance(value, list):
-        return title, ", ".join(str(item) for item in value)
-    if isinstance(value, dict):
-        return title, ", ".join(f"{key}={item}" for key, item in value.items())
-    return title, value
