@@ -456,12 +456,13 @@ def test_the_loop_sleeps_until_one_is_due(tmp_path: Path) -> None:
         ("busy", {"wait": 0.05}, {"wait": 0.16}, "5 % before, 16 % now"),
         ("busy", {"wait": 0.5}, {"wait": 0.65}, ""),  # a busy host is a busy host
         # memory
-        ("roomy", {"swap_in": 0.0}, {"swap_in": 300 * 1024.0}, "swaps in"),
+        ("roomy", {"guest_swap_in": 0.0}, {"guest_swap_in": 300 * 1024.0}, "swaps in"),
         ("roomy", {"disk_read": 5e6}, {"disk_read": 7e6}, ""),
         ("roomy", {"disk_read": 1e6}, {"disk_read": 3e6}, "reads again"),
         ("roomy", {"major_faults": 1.0}, {"major_faults": 80.0}, "swapped out"),
+        ("roomy", {}, {"refaults": 60.0}, "reads its memory back"),
         ("roomy", {"pressure_memory": 0.01}, {"pressure_memory": 0.08}, "waits for memory"),
-        ("full", {"swap_in": 0.0}, {"swap_in": 300 * 1024.0}, ""),
+        ("full", {"guest_swap_in": 0.0}, {"guest_swap_in": 300 * 1024.0}, ""),
         ("throttled", {"pressure_io": 0.1}, {"pressure_io": 0.3}, "its disks"),
         ("remote", {"wait": 0.0}, {"wait": 0.2}, "wait for the host"),
         ("a reason of a later version", {"wait": 0.0}, {"wait": 1.0}, ""),

@@ -25,6 +25,7 @@ from innkeeper.spec.memory import BLOCK_BYTES, MAX_BYTES, MIN_BYTES
 from innkeeper.units import MiB, format_size, human_size
 
 _GIVEN = "given_memory"
+_RESERVE_STEP = 32 * MiB
 
 
 def memory(evidence: Evidence) -> Said:
@@ -42,7 +43,7 @@ def memory(evidence: Evidence) -> Said:
 
 def _size(evidence: Evidence, rows: Sequence[Bucket], size: int) -> Advice | Withheld:
     average, peak = mean(rows, "working_set"), highest(rows, "working_set")
-    swap_in = mean(rows, "swap_in") or 0.0
+    swap_in = mean(rows, "guest_swap_in") or 0.0
     span = duration(evidence.seconds(rows))
     if average is None or peak is None:
         return Withheld(
@@ -55,7 +56,12 @@ def _size(evidence: Evidence, rows: Sequence[Bucket], size: int) -> Advice | Wit
         f"{percent(peak / size)} of {format_size(size)} in {span}"
     )
     if swap_in > T.SWAPPING_IN_BYTES:
-        return _more(evidence, size, "swapping", f"its guest swaps in {human_size(swap_in)}/s; {seen}")
+        seen = f"its guest swaps in {human_size(swap_in)}/s; {seen}"
+        left = mean(rows, "balloon")
+        if left is not None and left < T.SQUEEZED * size:
+            seen = f"its balloon leaves it {human_size(left)} of {format_size(size)}; {seen}"
+            return _reserved(evidence, "squeezed", peak, size, seen)
+        return _more(evidence, size, "swapping", seen)
     if average > T.FULL * size:
         return _more(evidence, size, "full", f"{seen}; above {percent(T.FULL)}")
     if peak < T.ROOMY * size:
@@ -137,24 +143,25 @@ def _swapped_by_the_host(evidence: Evidence, rows: Sequence[Bucket], size: int) 
         f"for {faults:.0f} pages a second in {duration(evidence.seconds(rows))}"
     )
     wanted = mean(rows, "working_set") or mean(rows, "resident") or float(size)
-    reserve = min(size, -(-round(wanted) // (32 * MiB)) * 32 * MiB)
-    if evidence.spec.qos.memory.reservation >= reserve:
-        return Withheld(
-            kind="memory", reason="host", what=f"{seen}, though {format_size(reserve)} are reserved"
-        )
-    limit = evidence.spec.qos.memory.limit
-    if limit is not None and limit < reserve:
-        return Withheld(
-            kind="memory",
-            reason="capacity",
-            what=f"{seen}; its own limit of {format_size(limit)} is below that",
-        )
-    if tried := evidence.tried("memory", "host-swaps"):
+    return _reserved(evidence, "host-swaps", wanted, size, seen)
+
+
+def _reserved(evidence: Evidence, reason: str, wanted: float, size: int, seen: str) -> Advice | Withheld:
+    """A reservation of so much, in steps that are easily read."""
+    reserve = min(size, -(-round(wanted) // _RESERVE_STEP) * _RESERVE_STEP)
+    memory = evidence.spec.qos.memory
+    if memory.reservation >= reserve:
+        said = f"{seen}, though {format_size(reserve)} are reserved"
+        return Withheld(kind="memory", reason="host", what=said)
+    if memory.limit is not None and memory.limit < reserve:
+        said = f"{seen}; its own limit of {format_size(memory.limit)} is below that"
+        return Withheld(kind="memory", reason="capacity", what=said)
+    if tried := evidence.tried("memory", "host-swaps", "squeezed"):
         return tried
     return advised(
         evidence,
         "memory",
-        "host-swaps",
+        reason,
         {"qos.memory.reservation": format_size(reserve)},
         what=f"a reservation of {format_size(reserve)}",
         seen=seen,

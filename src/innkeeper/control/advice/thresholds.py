@@ -45,6 +45,7 @@ HEADROOM: Final = 1.5  # what is left, of the largest working set seen; 1/1.5 is
 MEMORY_STEP_PART: Final = 4
 # Guest pages a second that come back from its swap: 64 of 4 KiB are what one disk read of 256 KiB brings.
 SWAPPING_IN_BYTES: Final = 256 * KiB
+SQUEEZED: Final = 0.95  # its balloon leaves it less than this: the host is short, not its size
 HOST_SWAPPED: Final = 0.05  # of its memory, swapped out by the host
 HOST_MAJOR_FAULTS: Final = 10.0  # a second: each is a wait of a vCPU for a disk
 

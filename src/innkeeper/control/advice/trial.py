@@ -18,7 +18,7 @@ from innkeeper.units import human_size
 
 # What is measured before and after, of the history; `wait` of each vCPU.
 MEASURED: Final = (
-    "demand", "cpu", "throttled", "major_faults", "swapped", "swap_in", "working_set",
+    "demand", "cpu", "throttled", "major_faults", "refaults", "swapped", "guest_swap_in", "working_set",
     "disk_read", "disk_write", "pressure_cpu", "pressure_memory", "pressure_io",
 )  # fmt: skip
 
@@ -122,18 +122,20 @@ class Rise:
 _WAITS: Final = Rise("wait", T.WAIT_RISE, "its vCPUs wait for the host's CPUs", "share")
 _FAULTS: Final = Rise("major_faults", T.FAULTS_RISE, "it waits for memory that was swapped out", "count")
 _MEMORY: Final = Rise("pressure_memory", T.PRESSURE_RISE, "it waits for memory", "share")
+_REFAULTS: Final = Rise("refaults", T.FAULTS_RISE, "the host reads its memory back", "count")
 _IO: Final = Rise("pressure_io", T.PRESSURE_RISE, "it waits for its disks", "share")
 _SHORT_OF_MEMORY: Final = (
-    Rise("swap_in", T.SWAPPING_IN_BYTES, "its guest swaps in", "bytes"),
+    Rise("guest_swap_in", T.SWAPPING_IN_BYTES, "its guest swaps in", "bytes"),
     Rise("disk_read", T.READS_RISE_BYTES, "its guest reads again what it had in memory", "bytes"),
 )
 _RISES: Final[Mapping[str, tuple[Rise, ...]]] = {
     "busy": (_WAITS,),
     "throttled": (_IO,),
-    "roomy": (*_SHORT_OF_MEMORY, _FAULTS, _MEMORY),
-    "full": (_FAULTS, _MEMORY),
-    "swapping": (_FAULTS, _MEMORY),
-    "host-swaps": (_FAULTS, _MEMORY),
+    "roomy": (*_SHORT_OF_MEMORY, _FAULTS, _REFAULTS, _MEMORY),
+    "full": (_FAULTS, _REFAULTS, _MEMORY),
+    "swapping": (_FAULTS, _REFAULTS, _MEMORY),
+    "squeezed": (_FAULTS, _REFAULTS, _MEMORY),
+    "host-swaps": (_FAULTS, _REFAULTS, _MEMORY),
     "remote": (_WAITS,),
 }
 
