@@ -42,15 +42,18 @@ def memory(evidence: Evidence) -> Said:
 
 
 def _size(evidence: Evidence, rows: Sequence[Bucket], size: int) -> Advice | Withheld:
+    rows = [row for row in rows if "working_set" in row.average]
     average, peak = mean(rows, "working_set"), highest(rows, "working_set")
-    swap_in = mean(rows, "guest_swap_in") or 0.0
-    span = duration(evidence.seconds(rows))
     if average is None or peak is None:
         return Withheld(
             kind="memory",
             reason="unknown",
             what="its working set is not known: its guest gives no balloon statistics",
         )
+    if not evidence.enough(rows):
+        return evidence.too_little("memory", rows)
+    swap_in = mean(rows, "guest_swap_in") or 0.0
+    span = duration(evidence.seconds(rows))
     seen = (
         f"working set {human_size(average)} on average, {human_size(peak)} at its peak, "
         f"{percent(peak / size)} of {format_size(size)} in {span}"
