@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -89,6 +90,30 @@ def test_one_thread_needs_one_vcpu_and_what_was_worse_is_taken_back(host: Daemon
     assert "reverted" in inn("advise", "web", *SHORT).ok().out
     web.remove()
     assert_nothing_remains(host)
+
+
+@pytest.mark.skipif(not os.environ.get("INNKEEPER_LONG"), reason="takes 40 s: set INNKEEPER_LONG=1")
+def test_a_disk_that_its_limit_holds_gets_a_higher_one(host: Daemon) -> None:
+    inn = host.inn
+    inn("run", "tiny", "-d", "--name", "io", "--disk", "256MiB", "--network", "none").ok()
+    inn("set", "io", "qos.disk.total_bytes=1MiB/s").ok()
+    guest = Guest(host, "io")
+    guest.sh("(while :; do cat /dev/vda; done) </dev/null >/dev/null 2>&1 &")
+    found = until(
+        host, "io", lambda now: any(one["kind"] == "disk" for one in now["advice"]), "the limit holds"
+    )
+    (one,) = (one for one in found["advice"] if one["kind"] == "disk")
+    assert one["change"] == {"qos.disk.total_bytes": "2MiB/s"} and one["live"]
+    inn("advise", "io", *SHORT, "--apply", "--kind", "disk", "--watch", "20s").ok()
+    disks = host.client.instances.handle("io").inspect_disk()["disks"]
+    assert {"total_bytes": 2 << 20} in [disk["throttle"] for disk in disks]
+    found = until(
+        host, "io", lambda now: now["trials"][-1]["state"] not in ("applying", "watching"), "judged"
+    )
+    trial = found["trials"][-1]
+    assert trial["state"] == "kept", trial
+    assert trial["measured_after"]["disk_read"] > 1.5 * trial["measured_before"]["disk_read"]
+    guest.remove()
 
 
 def test_asked_about_what_cannot_be_told(host: Daemon) -> None:

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from innkeeper.control.advice import thresholds as T
-from innkeeper.control.advice.disk import DiskLimit, _judged
+from innkeeper.control.advice.disk import disk
 from innkeeper.control.advice.memory import memory
 from innkeeper.control.advice.numa import numa, ranges
 from innkeeper.control.advice.pages import pages
 from innkeeper.control.advice.rules import advise
 from innkeeper.control.advice.vcpus import vcpus
 from innkeeper.spec.advice import Advice, TrialState, Withheld
+from innkeeper.spec.diskqos import LimitsInForce
 from innkeeper.spec.memory import MemoryNow
 from innkeeper.spec.metrics import NumaMetrics
 from innkeeper.units import GiB, MiB, parse_size
@@ -233,27 +234,43 @@ def test_memory_the_host_swaps() -> None:
     assert len(memory(evidence(idle))) == 1  # swapped out and not missed
 
 
+SHARED = {"qos": {"disk": {"total_bytes": "100MiB/s"}}}
+OWN = {"disks": [{"name": "data", "size": "1GiB", "qos": {"read_ops": "500/s"}}]}
+HELD = {"data": LimitsInForce(read_ops=500)}
+
+
 @pytest.mark.parametrize(
-    ("high", "reason"),
-    [(11, "fits"), (12, "throttled")],  # of 60 buckets: 18 % and 20 %
+    ("high", "expected"),
+    [
+        (11, ("fits", None)),  # of 60 buckets: 18 % and 20 %
+        (12, ("throttled", {"qos.disk.total_bytes": "200MiB/s"})),
+    ],
 )
-def test_a_disk_at_its_limit(high: int, reason: str) -> None:
-    limit = DiskLimit("qos.disk.total_bytes", "total_bytes", 100 * MiB)
+def test_a_disk_at_its_limit(high: int, expected: tuple[str, Any]) -> None:
     rows = [
         *memory_rows(256 * MiB, high, disk_read=60.0 * MiB, disk_write=35.1 * MiB),  # 95.1 %
         *memory_rows(256 * MiB, 60 - high, disk_read=60.0 * MiB, disk_write=34.9 * MiB),
     ]
-    said = only(_judged(evidence(rows), rows, limit))
-    assert said.reason in (reason, "capacity")
-    assert "100MiB/s" in (said.evidence if isinstance(said, Advice) else said.what)
+    said = only(disk(evidence(rows, spec=SHARED)))
+    assert brief(said) == expected
+    if isinstance(said, Advice):
+        assert said.live and said.command == "inn set web qos.disk.total_bytes=200MiB/s"
+        assert "its limit of 100MiB/s or more 20 % of 60 min" in said.evidence
 
 
-def test_disk_limits_as_the_spec_takes_them() -> None:
-    assert DiskLimit("p", "read_ops", 500).shown(1000) == "1000/s"
-    assert DiskLimit("p", "read_bytes", 1).shown(3 * MiB) == "3MiB/s"
-    limit = DiskLimit("p", "read_ops", 500, burst=True)
+def test_which_disk_limits_can_be_judged() -> None:
     rows = memory_rows(256 * MiB, disk_read=1.0, disk_read_ops=499.0)
-    assert only(_judged(evidence(rows), rows, limit)).reason == "unknown"
+    assert disk(evidence(rows)) == []  # none
+    said = only(disk(evidence(rows, spec=OWN, status={"disk_limits": HELD})))
+    assert brief(said) == ("throttled", {"disks.0.qos.read_ops": "1000/s"})
+    several = {"disk_limits": {**HELD, "root": None}}
+    assert only(disk(evidence(rows, spec=OWN, status=several))).reason == "unknown"
+    assert only(disk(evidence(rows[:10], spec=SHARED))).reason == "data"
+    burst = {"qos": {"disk": {"read_ops": 500, "read_ops_burst": 1000}}}
+    assert only(disk(evidence(rows, spec=burst))).reason == "unknown"
+    done = trial(kind="disk", reason="throttled", state=TrialState.REVERTED, ended_at=NOW - 60)
+    two = {"qos": {"disk": {"read_ops": 500}}}
+    assert only(disk(evidence(rows, spec=two, trials=(done,)))).reason == "tried"
 
 
 @pytest.mark.parametrize(

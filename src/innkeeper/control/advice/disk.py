@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from innkeeper.control.advice import thresholds as T
 from innkeeper.control.advice.evidence import Bucket, Evidence, Said, advised, duration, percent
 from innkeeper.spec.advice import Withheld
-from innkeeper.units import format_size
+from innkeeper.spec.diskqos import DiskLimits
+from innkeeper.units import format_ops, format_rate
 
 # Field of the limits -> what of the history adds up to it.
 RATES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -41,34 +42,33 @@ class DiskLimit:
 
     def shown(self, value: float) -> str:
         """As the spec takes it."""
-        return f"{format_size(round(value))}/s" if self.unit == "bytes" else f"{value:.0f}/s"
+        return format_rate(round(value)) if self.unit == "bytes" else format_ops(round(value))
 
 
-def limits_of(limits: Mapping[str, Any], path: str) -> Iterator[DiskLimit]:
+def limits_of(limits: DiskLimits, path: str) -> Iterator[DiskLimit]:
     for rate in RATES:
-        if limit := limits.get(rate):
-            yield DiskLimit(f"{path}.{rate}", rate, int(limit), burst=bool(limits.get(f"{rate}_burst")))
+        limit, burst, _ = limits.of(rate)
+        if limit is not None:
+            yield DiskLimit(f"{path}.{rate}", rate, limit, burst=burst is not None)
 
 
 def disk(evidence: Evidence) -> Said:
     """One line for each limit that can be judged."""
-    spec = evidence.spec.model_dump()
-    shared = spec["qos"].get("disk") or {}
-    own = [(place, one["qos"]) for place, one in enumerate(spec["disks"]) if one.get("qos")]
+    own = [(place, one.qos) for place, one in enumerate(evidence.spec.disks) if one.qos]
     found: Said = []
     judged: list[DiskLimit] = []
-    alone = len(evidence.status.model_dump().get("disk_limits", {})) == 1
+    alone = len(evidence.status.disk_limits) == 1
     for place, limits in own:
         if alone:
             judged += limits_of(limits, f"disks.{place}.qos")
         else:
-            name = spec["disks"][place]["name"]
+            name = evidence.spec.disks[place].name
             said = (
                 f"disk {name} has limits of its own, and the history adds up all disks: see inn inspect disk"
             )
             found.append(Withheld(kind="disk", reason="unknown", what=f"{said} {evidence.name}"))
     if not own:
-        judged += limits_of(shared, "qos.disk")
+        judged += limits_of(evidence.spec.qos.disk, "qos.disk")
     rows = [row for row in evidence.buckets if "disk_read" in row.average]
     for limit in judged:
         found += _judged(evidence, rows, limit)
