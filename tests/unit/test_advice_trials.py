@@ -463,6 +463,7 @@ def test_the_loop_sleeps_until_one_is_due(tmp_path: Path) -> None:
         ("roomy", {}, {"refaults": 60.0}, "reads its memory back"),
         ("roomy", {"pressure_memory": 0.01}, {"pressure_memory": 0.08}, "waits for memory"),
         ("full", {"guest_swap_in": 0.0}, {"guest_swap_in": 300 * 1024.0}, ""),
+        ("limited", {"wait": 0.3}, {"wait": 0.5}, "wait for the host"),
         ("throttled", {"pressure_io": 0.1}, {"pressure_io": 0.3}, "its disks"),
         ("remote", {"wait": 0.0}, {"wait": 0.2}, "wait for the host"),
         ("a reason of a later version", {"wait": 0.0}, {"wait": 1.0}, ""),

@@ -23,8 +23,8 @@ class Advice(Model):
 
     kind: Kind
     reason: str = Field(
-        description="The rule: single-threaded, idle, busy, throttled, swapping, full, roomy, squeezed, "
-        "host-swaps, small-pages or remote."
+        description="The rule: single-threaded, idle, busy, limited, throttled, swapping, full, roomy, "
+        "squeezed, host-swaps, small-pages or remote."
     )
     what: str = Field(description="What to do, one line.")
     evidence: str = Field(description="What was seen, with numbers.")

@@ -15,7 +15,7 @@ from innkeeper.spec.advice import Advice, InstanceAdvice, Withheld
 
 # What a VM suffers from comes first, then what it could give to others.
 _URGENCY: Final = (
-    "swapping", "full", "squeezed", "host-swaps", "throttled", "busy", "remote", "small-pages",
+    "swapping", "full", "squeezed", "host-swaps", "throttled", "limited", "busy", "remote", "small-pages",
     "single-threaded", "idle", "roomy",
 )  # fmt: skip
 RULES: Final[tuple[Callable[[Evidence], Said], ...]] = (vcpus, memory, disk, pages, numa)

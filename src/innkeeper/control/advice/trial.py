@@ -130,6 +130,7 @@ _SHORT_OF_MEMORY: Final = (
 )
 _RISES: Final[Mapping[str, tuple[Rise, ...]]] = {
     "busy": (_WAITS,),
+    "limited": (_WAITS,),
     "throttled": (_IO,),
     "roomy": (*_SHORT_OF_MEMORY, _FAULTS, _REFAULTS, _MEMORY),
     "full": (_FAULTS, _REFAULTS, _MEMORY),

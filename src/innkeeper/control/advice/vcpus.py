@@ -70,7 +70,7 @@ def use_of(rows: Sequence[Bucket], cpus: int) -> CpuUse | None:
         average=average,
         peak=peak,
         wait=(mean(rows, "wait") or 0.0) / cpus,
-        throttled=mean(rows, "throttled") or 0.0,
+        throttled=min(1.0, mean(rows, "throttled") or 0.0),
         busiest=alone / work if work else None,
         capped=capped / len(busy) if busy else 0.0,
         busy_readings=len(busy),
@@ -157,7 +157,8 @@ def _of_no_use(evidence: Evidence, use: CpuUse) -> tuple[str, str] | None:
     """Why more vCPUs would not help one that is busy."""
     if use.wait >= T.CONTENDED:
         return "contended", (
-            f"its vCPUs wait for a CPU of the host {percent(use.wait)} of the time: more would wait more"
+            f"its vCPUs wait for a CPU of the host {percent(use.wait)} of the time: more would wait more; "
+            f"inn top --why {evidence.name} says for whom"
         )
     if evidence.host is not None and use.cpus >= evidence.host.cpus:
         return "host", f"it has as many vCPUs as the host has CPUs ({evidence.host.cpus})"
@@ -203,10 +204,12 @@ def _limited(evidence: Evidence, use: CpuUse, rows: Sequence[Bucket]) -> Advice 
         return Withheld(
             kind="cpu", reason="fits", what=f"{seen}; the limit is all that its {_vcpus(use.cpus)} can use"
         )
+    if tried := evidence.tried("cpu", "limited"):
+        return tried
     return advised(
         evidence,
         "cpu",
-        "throttled",
+        "limited",
         {"qos.cpu.limit": format_cores(raised)},
         what=f"a limit of {format_cores(raised)} cores instead of {format_cores(limit)}",
         seen=seen,
