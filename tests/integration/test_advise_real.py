@@ -38,6 +38,10 @@ def until(host: Daemon, name: str, good: Callable[[Json], object], what: str, wi
     return found
 
 
+def of_kind(found: Json, kind: str) -> list[Json]:
+    return [one for one in found["advice"] if one["kind"] == kind]
+
+
 def started(host: Daemon, name: str, cpus: int, threads: int) -> Guest:
     host.inn("run", "tiny", "-d", "--name", name, "--cpus", str(cpus), "--network", "none").ok()
     spin(Guest(host, name), threads)
@@ -53,8 +57,8 @@ def test_a_busy_one_gets_more_unless_it_waits_for_the_host(host: Daemon) -> None
         return any(one["reason"] in known for one in [*now["advice"], *now["withheld"]])
 
     found = until(host, "busy", seen, "more, or why not")
-    if found["advice"]:
-        (one,) = found["advice"]
+    if of_kind(found, "cpu"):
+        one = of_kind(found, "cpu")[0]
         assert one["change"] == {"cpu.count": 2} and "above 75 % and 90 %" in one["evidence"]
         inn(*shlex.split(one["command"])[1:]).ok()  # as it is printed
         assert busy.sh("nproc") == "2"
@@ -70,8 +74,8 @@ def test_one_thread_needs_one_vcpu_and_what_was_worse_is_taken_back(host: Daemon
     """Through a kill of the daemon while it is watched."""
     inn, web = host.inn, started(host, "web", 2, 1)
     boot = web.boot_id()
-    found = until(host, "web", lambda now: now["advice"], "one is enough")
-    (one,) = found["advice"]
+    found = until(host, "web", lambda now: of_kind(now, "cpu"), "one is enough")
+    one = found["advice"][0]  # the most urgent
     assert one["reason"] == "single-threaded" and one["change"] == {"cpu.count": 1} and one["live"]
     assert one["what"].startswith("1 vCPU instead of 2") and "near 1/2 of its 2 vCPUs" in one["evidence"]
     assert one["command"] in inn("advise", "web", *SHORT).ok().out.splitlines()[3]
@@ -99,10 +103,8 @@ def test_a_disk_that_its_limit_holds_gets_a_higher_one(host: Daemon) -> None:
     inn("set", "io", "qos.disk.total_bytes=1MiB/s").ok()
     guest = Guest(host, "io")
     guest.sh("(while :; do cat /dev/vda; done) </dev/null >/dev/null 2>&1 &")
-    found = until(
-        host, "io", lambda now: any(one["kind"] == "disk" for one in now["advice"]), "the limit holds"
-    )
-    (one,) = (one for one in found["advice"] if one["kind"] == "disk")
+    found = until(host, "io", lambda now: of_kind(now, "disk"), "the limit holds")
+    (one,) = of_kind(found, "disk")
     assert one["change"] == {"qos.disk.total_bytes": "2MiB/s"} and one["live"]
     inn("advise", "io", *SHORT, "--apply", "--kind", "disk", "--watch", "20s").ok()
     disks = host.client.instances.handle("io").inspect_disk()["disks"]
@@ -113,6 +115,24 @@ def test_a_disk_that_its_limit_holds_gets_a_higher_one(host: Daemon) -> None:
     trial = found["trials"][-1]
     assert trial["state"] == "kept", trial
     assert trial["measured_after"]["disk_read"] > 1.5 * trial["measured_before"]["disk_read"]
+    guest.remove()
+
+
+@pytest.mark.skipif(not os.environ.get("INNKEEPER_LONG"), reason="takes 30 s: set INNKEEPER_LONG=1")
+def test_memory_that_a_guest_leaves_idle_goes_back(host: Daemon) -> None:
+    inn = host.inn
+    memory = {"size": "256MiB", "max": "512MiB"}
+    host.client.instances.create({"image": "tiny", "memory": memory}, name="idle", start=True, wait="ready")
+    guest = Guest(host, "idle")
+    inn("set", "idle", "memory.size=384MiB").ok()
+    found = until(host, "idle", lambda now: of_kind(now, "memory"), "half of it is idle")
+    (one,) = of_kind(found, "memory")
+    assert one["reason"] == "roomy" and one["change"] == {"memory.size": "256MiB"} and one["live"], one
+    inn("advise", "idle", *SHORT, "--apply", "--kind", "memory", "--watch", "10s").ok()
+    assert host.status("idle")["memory"]["size"] == 256 << 20
+    assert int(guest.sh("awk '/MemTotal/ {print $2}' /proc/meminfo")) < 256 << 10
+    found = until(host, "idle", lambda now: now["trials"][-1]["ended_at"], "judged")
+    assert found["trials"][-1]["state"] == "kept", found["trials"][-1]
     guest.remove()
 
 
