@@ -479,6 +479,7 @@ def test_judging_waits_for_its_time() -> None:
     look = Look(trial.judged_at - 1, True, 1, {"cpu.count": 1}, {"demand": 0.1}, 60.0)
     assert judge(trial, look)[0] is Verdict.WAIT
     due = {"now": trial.judged_at, "running": True, "epoch": 1, "values": {"cpu.count": 1}, "after": {}}
-    for data_s, verdict in ((60.0, Verdict.KEEP), (30.0, Verdict.KEEP), (29.0, Verdict.WAIT)):
+    # Of the 50 s that are left after the readings have settled.
+    for data_s, verdict in ((50.0, Verdict.KEEP), (25.0, Verdict.KEEP), (24.0, Verdict.WAIT)):
         assert judge(trial, Look(**due, data_s=data_s))[0] is verdict
     assert judge(trial, Look(**{**due, "epoch": 2}, data_s=60.0))[0] is Verdict.UNJUDGED

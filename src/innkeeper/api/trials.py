@@ -25,7 +25,7 @@ from innkeeper.api.verbs.advise import (
 from innkeeper.api.verbs.apply import apply
 from innkeeper.control.advice import thresholds
 from innkeeper.control.advice.evidence import same, with_changes
-from innkeeper.control.advice.trial import Look, Verdict, judge, measured
+from innkeeper.control.advice.trial import Look, Verdict, judge, measured, settle_s
 from innkeeper.errors import Conflict, InnkeeperError, NotFound, StoreError, Unsupported
 from innkeeper.spec.advice import Advice, InstanceAdvice, Kind, Trial, TrialsRecord, TrialState
 from innkeeper.spec.instance import InstanceSpec, State
@@ -176,14 +176,14 @@ class Trials:
         if verdict is Verdict.WAIT:
             return max(trial.judged_at - self._clock.time(), 0.0) or LOOK_S
         if verdict is Verdict.REVERT:
-            after = (await self._measured(view, trial.changed_at, trial.window_s))[0]
+            after = (await self._after(trial, view))[0]
             trial = await self._keep(
                 record, trial, state=TrialState.REVERTING, outcome=why, measured_after=after
             )
             await self._revert(record, trial)
             return None
         state = TrialState.KEPT if verdict is Verdict.KEEP else TrialState.UNJUDGED
-        after = (await self._measured(view, trial.changed_at, trial.window_s))[0]
+        after = (await self._after(trial, view))[0]
         await self._end(record, trial, state, why, measured_after=after)
         return None
 
@@ -219,7 +219,7 @@ class Trials:
         after: dict[str, float] = {}
         data_s = 0.0
         if now >= trial.judged_at:
-            after, data_s = await self._measured(view, trial.changed_at, trial.window_s)
+            after, data_s = await self._after(trial, view)
         spec = view.record.spec
         return Look(
             now=now,
@@ -229,6 +229,10 @@ class Trials:
             after=after,
             data_s=data_s,
         )
+
+    async def _after(self, trial: Trial, view: InstanceView) -> tuple[dict[str, float], float]:
+        since = trial.changed_at + settle_s(trial.window_s)
+        return await self._measured(view, since, trial.window_s)
 
     async def _measured(
         self, view: InstanceView, since: float, window_s: float

@@ -53,6 +53,11 @@ def measured(rows: Sequence[Bucket], cpus: int, **more: float | None) -> dict[st
     return {name: round(value, 6) for name, value in found.items() if value is not None}
 
 
+def settle_s(window_s: float) -> float:
+    """How long after a change readings may still tell of before."""
+    return min(T.SETTLE_S, window_s / 2)
+
+
 def judge(trial: Trial, look: Look) -> tuple[Verdict, str]:
     """What to do with a trial that is being watched, and why, one line."""
     for path, value in trial.change.items():
@@ -62,7 +67,7 @@ def judge(trial: Trial, look: Look) -> tuple[Verdict, str]:
         return Verdict.UNJUDGED, "the VM did not run on until it could be judged; the change stays"
     if look.now < trial.judged_at:
         return Verdict.WAIT, ""
-    if look.data_s < T.TRIAL_DATA * trial.window_s:
+    if look.data_s < T.TRIAL_DATA * (trial.window_s - settle_s(trial.window_s)):
         if look.now < trial.changed_at + T.TRIAL_GRACE * trial.window_s:
             return Verdict.WAIT, ""
         return Verdict.UNJUDGED, "too few readings to judge it; the change stays"
