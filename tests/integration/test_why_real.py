@@ -56,3 +56,33 @@ def test_the_one_that_takes_the_cpus_is_named(fresh: Fresh, small: Callable[...,
     assert "Who used the" in shown and "hog" in shown and "web (itself)" in shown
     daemon.inn("top", "--why", "nobody").failed(3, "nobody")
     daemon.inn("top", "--why", "web", "--since", "2d").failed(2, "24h")
+
+
+# One request at a time, for as long as the guest runs.
+READER = "(while dd if=/dev/vda of=/dev/null bs=4k count=4096 iflag=direct; do :; done) >/dev/null 2>&1 &"
+
+
+def test_its_own_limits_are_told_from_others(fresh: Fresh) -> None:
+    """A guest that reads its disk at the rate it is held to."""
+    daemon = fresh(images=True)
+    web = daemon.client.instances.create(
+        {
+            "image": "tiny",
+            "networks": [],
+            "disks": [{"name": "a", "size": "64MiB", "qos": {"read_ops": 20}}],
+        },
+        name="web",
+        start=True,
+        wait="ready",
+    )
+    web.exec(["sh", "-c", READER])
+
+    def held(resource: str) -> dict[str, Any] | None:
+        why = web.why(since="5s")
+        return why if why["causes"][0]["resource"] == resource and why["causes"][0]["lost"] > 0.2 else None
+
+    why = eventually(lambda: held("disk-limit"), "its disk's limit is named", 30.0, 0.5)
+    first = why["causes"][0]
+    assert "they may do 20 requests a second" in why["verdict"] and first["device"]
+    assert [one["command"] for one in first["advice"]] == ["inn set web disks.0.qos.read_ops=40"]
+    daemon.inn("set", "web", "disks.0.qos.read_ops=40").ok()  # the command is one that works

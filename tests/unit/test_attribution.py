@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from innkeeper.agent.attribution.judge import HELD, why
@@ -387,6 +387,7 @@ def test_losses_and_users_stay_within_what_there_is(
 
 
 @given(st.lists(st.tuples(st.floats(-9, 9), st.floats(0, 9)), min_size=1))
+@example([(1.5, 5e-324)])
 def test_means_lie_between_what_they_are_of(pairs: list[tuple[float, float]]) -> None:
     values, weights = [one[0] for one in pairs], [one[1] for one in pairs]
     found = mean(values, weights)

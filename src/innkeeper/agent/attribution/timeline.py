@@ -34,10 +34,11 @@ def mean(values: Sequence[float], weights: Sequence[float] = ()) -> float:
     """By `weights`, or the plain one where all of them are zero."""
     if not values:
         return 0.0
-    total = sum(weights)
-    if total <= 0:
+    most = max(weights, default=0.0)
+    if most <= 0:
         return sum(values) / len(values)
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+    parts = [weight / most for weight in weights]  # products of tiny ones would lose their digits
+    return sum(value * part for value, part in zip(values, parts, strict=True)) / sum(parts)
 
 
 def known_mean(values: Sequence[float | None], weights: Sequence[float] = ()) -> float | None:

@@ -27,6 +27,7 @@ from innkeeper.agent.sampling import proc
 from innkeeper.agent.sampling.devices import Devices
 from innkeeper.agent.sampling.files import Budget, read_whole
 from innkeeper.agent.sampling.host import HostTracker
+from innkeeper.agent.sampling.limits import in_force
 from innkeeper.agent.sampling.render import instance_metrics
 from innkeeper.agent.sampling.scene import scene
 from innkeeper.agent.sampling.tracker import Schedule, Tracker, guest_traffic, tap_traffic
@@ -123,10 +124,13 @@ class Sampler:
         try:
             if tracker.machine is not running.machine:
                 tracker.open(running.machine)
-                self._look_under(tracker, running)
+                tracker.devices = _under(running, self._devices)
+                self.host.devices |= set(tracker.devices.values()) - {""}
             tracker.balloon = running.balloon
             now = self._ctx.clock.monotonic()
-            tracker.given = _given(self._ctx.statuses.get(uid, InstanceStatus()))
+            status = self._ctx.statuses.get(uid, InstanceStatus())
+            tracker.given = _given(status)
+            tracker.limits = in_force(status.disk_limits)
             tracker.read(now, self._ctx.clock.time())
         except (OSError, ValueError, IndexError) as error:
             # It has just ended: whoever watches it will say so.
@@ -137,12 +141,6 @@ class Sampler:
         if traffic is not None:
             tracker.carried(now, traffic)
         self._ask(tracker, running, now)
-
-    def _look_under(self, tracker: Tracker, running: Running) -> None:
-        """Its disks: on which device of the host what they write ends up."""
-        disks = running.plan.disks if running.plan else ()
-        tracker.devices = {disk.name: self._devices.under(disk.chain[0].path) for disk in disks if disk.chain}
-        self.host.devices |= set(tracker.devices.values()) - {""}
 
     def _begin(self, uid: str) -> Tracker:
         loaded = histories.load(self._ctx.paths.instance(uid).history)
@@ -303,8 +301,12 @@ class Sampler:
 
     async def why(self, name: str, since_s: float) -> Why:
         """What held an instance up in the last seconds. Raises NotFound; WrongState when it did not run."""
-        await self._refresh(FRESH_S)
         record = self._record(name)
+        await self._refresh(FRESH_S)
+        tracker = self._trackers.get(record.uid)
+        if tracker is not None and tracker.rates is None:  # it has just started: it takes two readings
+            await self._ctx.clock.sleep(FRESH_S)
+            await self._refresh(FRESH_S / 2)
         nodes = self._node_of_cpu
         return judge.why(await scene(self._ctx, self._trackers, self.host, nodes, record, since_s))
 
@@ -313,6 +315,12 @@ class Sampler:
         if record is None:
             raise NotFound(f"No instance named {name} on this host", hint="see what there is: inn list")
         return record
+
+
+def _under(running: Running, devices: Devices) -> dict[str, str]:
+    """On which device of the host what its disks write ends up, by the name of the disk."""
+    disks = running.plan.disks if running.plan else ()
+    return {disk.name: devices.under(disk.chain[0].path) for disk in disks if disk.chain}
 
 
 def _given(status: InstanceStatus) -> dict[str, float]:

@@ -12,6 +12,7 @@ from innkeeper.agent.context import Context
 from innkeeper.agent.sampling import history as histories
 from innkeeper.agent.sampling.history import COARSE_STEP_S, FINE_ROWS, FINE_STEP_S, History
 from innkeeper.agent.sampling.host import HostTracker
+from innkeeper.agent.sampling.limits import Limits
 from innkeeper.agent.sampling.tracker import Tracker
 from innkeeper.spec.cpu import cpu_set
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
@@ -83,7 +84,7 @@ def _party(
         binding=binding,
         host_cpus=host_cpus,
         disks=bool(tracker and tracker.devices),
-        disk_limits=_disk_limits(tracker),
+        disk_limits=_disk_limits(record, tracker),
     )
 
 
@@ -101,11 +102,16 @@ def _bound(
     return ("pinned" if cpu.pin else ""), frozenset()
 
 
-def _disk_limits(tracker: Tracker | None) -> tuple[DiskLimit, ...]:
+def _disk_limits(record: InstanceRecord, tracker: Tracker | None) -> tuple[DiskLimit, ...]:
     if tracker is None:
         return ()
+    places = {disk.name: f"disks.{place}.qos" for place, disk in enumerate(record.spec.disks)}
+
+    def setting(limits: Limits) -> str:
+        return "qos.disk" if limits.shared else places.get(next(iter(limits.disks)), "qos.disk")
+
     return tuple(
-        DiskLimit(f"{limits.setting}.{what}", what, most)
+        DiskLimit(f"{setting(limits)}.{what}", what, most)
         for limits in tracker.limits
         for what, most in limits.most.items()
     )
