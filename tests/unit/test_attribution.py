@@ -171,11 +171,18 @@ def test_a_reservation_leaves_what_is_promised_to_others() -> None:
     promised = vm("db", {"cpu": 1.2, "wait": 0.0}, qos={"cpu": {"reservation": "1.2"}})
     found = asked(vm("web", busy(0.5, 0.5)), promised)
     commands = [one.command for one in found.causes[0].advice]
-    assert "inn set web qos.cpu.reservation=0.6" in commands
+    assert "inn set web qos.cpu.reservation=0.7" in commands
     assert not any("db qos.cpu.limit" in command for command in commands)  # not below what it was promised
-    full = vm("db", {"cpu": 1.2}, qos={"cpu": {"reservation": "1.8"}})
+    full = vm("db", {"cpu": 1.2}, qos={"cpu": {"reservation": "1.4"}}, state="paused")
     commands = [one.command for one in asked(vm("web", busy(0.5, 0.5)), full).causes[0].advice]
     assert not any("reservation" in command for command in commands)
+
+
+def test_no_command_that_this_host_would_refuse() -> None:
+    web, batch = vm("web", busy(0.5, 0.5)), vm("batch", {"cpu": 1.4})
+    scene = Scene(web, (batch,), HostParty(line(host(2.0)), 2, 8 * GiB, "no control groups"), 0.0, 5.0, 5)
+    advice = why(scene).causes[0].advice
+    assert [one.command for one in advice] == [""] and "no control groups; see inn doctor" in advice[0].effect
 
 
 # -- memory -------------------------------------------------------------------------------------------
@@ -194,6 +201,21 @@ def test_memory_was_read_back() -> None:
     assert names(first)[:2] == ["batch", "the host itself, and pages that several VMs share"]
     commands = [one.command for one in first.advice]
     assert commands == ["inn set web qos.memory.reservation=1GiB", "inn set batch qos.memory.limit=3840MiB"]
+
+
+def test_no_more_memory_is_to_be_reserved_than_the_host_can_promise() -> None:
+    row = busy(0.3, blocked=0.4, major_faults=200.0, private=1.0 * GiB)
+    told = (host(0.5, memory_used=7.5 * GiB),)
+
+    def commands(*others: Party, **qos: Any) -> list[str]:
+        web = vm("web", row, memory_bytes=GiB, qos={"memory": qos})
+        return [one.command for one in asked(web, *others, told=told).causes[0].advice]
+
+    assert commands(limit="2GiB") == ["inn set web qos.memory.reservation=1GiB"]
+    assert commands(reservation="1GiB") == []
+    assert commands(vm("db", {"cpu": 0.1}, qos={"memory": {"reservation": "6720MiB"}})) == []
+    kept = {"memory": {"reservation": "5GiB"}}  # may not be held to less than it reserves
+    assert commands(vm("db", {"cpu": 0.1, "private": 4.9 * GiB}, qos=kept), reservation="1GiB") == []
 
 
 def test_its_own_memory_limit() -> None:
@@ -282,7 +304,7 @@ def test_a_busy_vcpu_does_not_wait_for_its_disk() -> None:
     """As iowait: only a CPU that stands idle waits."""
     found = asked(vm("web", busy(1.0, **disk(3.0, 50.0, 5e6)), disks=True), told=(host(1.1, **VDA),))
     assert cause(found, "disk").lost == 0.0
-    assert found.verdict == "nothing held web up: it used 100 % of its 1 vCPU and can do no more with them"
+    assert found.verdict == "nothing held web up: it used 100 % of its 1 vCPU and can do no more with it"
 
 
 def test_the_limit_of_its_own_disks() -> None:
@@ -292,6 +314,28 @@ def test_the_limit_of_its_own_disks() -> None:
     assert found.causes[0].resource == "disk-limit" and cause(found, "disk").lost == 0.0
     assert "they may do 100 requests a second and did 99 requests a second" in found.verdict
     assert found.causes[0].advice[0].command == "inn set web qos.disk.total_ops=200"
+
+
+def test_a_limit_that_has_bursts_or_is_of_one_disk() -> None:
+    """The nearest limit counts, by what the disk it is of did."""
+    root = DiskLimit("qos.disk.read_ops", "read_ops", 400.0, "disk_did:.read_ops")
+    data = DiskLimit("disks.1.qos.read_ops", "read_ops", 100.0, "disk_did:data.read_ops", burst=150.0)
+    told = {"disk_did:.read_ops": 20.0, "disk_did:data.read_ops": 98.0}
+    row = {**disk(2.0, 118.0, 5e6), "disk_held:vda": 2.0, **told}
+    web = vm("web", busy(0.2, **row), disks=True, disk_limits=(root, data))
+    found = asked(web, told=(host(0.5, **VDA),))
+    assert "they may do 100 requests a second and did 98 requests a second" in found.verdict
+    command = "inn set web disks.1.qos.read_ops=200 disks.1.qos.read_ops_burst=200"
+    assert [one.command for one in found.causes[0].advice] == [command]
+
+
+def test_one_that_crowds_a_device_though_it_has_limits() -> None:
+    """QEMU takes no limit of both directions beside one of reading."""
+    web = vm("web", busy(0.2, **disk(0.6, 50.0, 5e6, 5e6)), disks=True)
+    limit = DiskLimit("qos.disk.read_bytes", "read_bytes", 80e6)
+    batch = vm("batch", {"cpu": 0.3, **disk(8.0, 800.0, 60e6, 60e6)}, disk_limits=(limit,))
+    first = asked(web, batch, told=(host(0.9, **VDA),)).causes[0]
+    assert first.advice[0].command == "inn set batch qos.disk.read_bytes=29297KiB/s"
 
 
 def test_disks_that_were_not_asked_yet() -> None:

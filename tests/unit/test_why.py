@@ -73,7 +73,8 @@ def test_disks_are_known_by_their_device(tmp_path: Path) -> None:
                 tracker.devices = {"root": "sda", "data": "sda"}
                 tracker.limits = (Limits(frozenset({"root"}), {"total_ops": 30.0}),)
                 found = tracker._by_device(_rates(("root", 1.0), ("data", 2.0)))
-                assert found == {"disk_time:sda": 3.0, "disk_held:sda": 1.0}
+                told = {"disk_did:root.total_ops": 30.0}
+                assert found == {"disk_time:sda": 3.0, "disk_held:sda": 1.0} | told
 
     run(scenario())
 
@@ -107,10 +108,14 @@ def test_a_disk_at_its_limit(most: dict[str, float], names: set[str]) -> None:
 
 def test_what_disks_are_held_to() -> None:
     shared = LimitsInForce.model_validate({"total_ops": 100, "shared": True})
-    own = LimitsInForce.model_validate({"read_bytes": "1MiB/s", "total_ops": 50, "op_size": 4096})
+    own = LimitsInForce.model_validate(
+        {"read_bytes": "1MiB/s", "total_ops": 50, "total_ops_burst": 80, "op_size": 4096}
+    )
     found = in_force({"root": shared, "data": own, "seed": shared, "free": None})
     assert sorted(found, key=lambda one: one.shared) == [
-        Limits(frozenset({"data"}), {"read_bytes": float(1 << 20), "total_ops": 50.0}, 4096),
+        Limits(
+            frozenset({"data"}), {"read_bytes": float(1 << 20), "total_ops": 50.0}, {"total_ops": 80.0}, 4096
+        ),
         Limits(frozenset({"root", "seed"}), {"total_ops": 100.0}, shared=True),
     ]
     assert in_force({}) == () and in_force({"root": None}) == ()

@@ -12,10 +12,9 @@ from innkeeper.agent.attribution.parties import Party, Scene
 from innkeeper.agent.attribution.timeline import mean
 from innkeeper.agent.attribution.users import When
 from innkeeper.spec.qos import share_number
+from innkeeper.spec.sharing import kept_millicores
 from innkeeper.spec.why import Cause, Consumer, Remedy
 
-# So much of the host's CPUs nobody is told to reserve.
-FOR_THE_HOST: Final = 0.1
 HOG: Final = 0.05  # of the host: who used less cannot give much
 LEAST_LIMIT: Final = 0.1  # of a core: below that a VM hardly lives
 # With so many CPUs wanted for each that is there, it is not bursts that meet.
@@ -75,44 +74,55 @@ def _against_contention(
             command=f"inn set {victim.name} cpu.pin=",
             effect=f"{victim.name} may run on any CPU of the host",
         )
-    yield from _reserve(scene, wanted)
     hogs = [one for one in everybody if not one.itself and one.used >= HOG * scene.host.cpus]
+    refused = scene.host.no_cpu_qos
+    if not refused:
+        yield from _reserve(scene, wanted, got)
     if hogs and hogs[0].kind == "other":
         much = words.cpus(hogs[0].used)
         yield Remedy(
             command="", effect=f"processes that are no VMs of this daemon used {much} CPUs: see top(1)"
         )
+    if refused:
+        why = f"no VM can have more of the CPUs than others, or be held to a limit: {refused}; see inn doctor"
+        yield Remedy(command="", effect=why)
+        return
     for hog in [one for one in hogs if one.kind == "instance"][:1]:
-        party = next(one for one in scene.others if one.name == hog.name)
-        if share_number(party.qos.cpu.shares) >= share_number(victim.qos.cpu.shares) and _below_high(victim):
-            yield Remedy(
-                command=f"inn set {victim.name} qos.cpu.shares=high",
-                effect="it gets more of the CPUs while others want them, too",
-            )
-        # What the VM lacks, but half of what the other used at most.
-        left = max(hog.used - (wanted - got), hog.used / 2)
-        limit = max(hog.reservation or 0.0, LEAST_LIMIT, _down(left))
-        if limit < hog.used - 0.05:
-            yield Remedy(
-                command=f"inn set {hog.name} qos.cpu.limit={limit:g}",
-                effect=f"{hog.name} used {words.cpus(hog.used)} CPUs, and would take no more than that",
-            )
+        yield from _less_for(scene, hog, wanted - got)
+
+
+def _less_for(scene: Scene, hog: Consumer, lacking: float) -> Iterator[Remedy]:
+    victim = scene.victim
+    party = next(one for one in scene.others if one.name == hog.name)
+    if share_number(party.qos.cpu.shares) >= share_number(victim.qos.cpu.shares) and _below_high(victim):
+        yield Remedy(
+            command=f"inn set {victim.name} qos.cpu.shares=high",
+            effect="it gets more of the CPUs while others want them, too",
+        )
+    # What the VM lacks, but half of what the other used at most.
+    left = max(hog.used - lacking, hog.used / 2)
+    limit = max(hog.reservation or 0.0, LEAST_LIMIT, _down(left))
+    if limit < hog.used - 0.05:
+        yield Remedy(
+            command=f"inn set {hog.name} qos.cpu.limit={limit:g}",
+            effect=f"{hog.name} used {words.cpus(hog.used)} CPUs, and would take no more than that",
+        )
 
 
 def _below_high(party: Party) -> bool:
     return share_number(party.qos.cpu.shares) < share_number("high")
 
 
-def _reserve(scene: Scene, wanted: float) -> Iterator[Remedy]:
-    """As much as it wants, if the host can promise that."""
+def _reserve(scene: Scene, wanted: float, got: float) -> Iterator[Remedy]:
+    """As much as it wants, or as the host can promise; nothing where that is no more than it got anyway."""
     victim = scene.victim
-    promised = sum(one.qos.cpu.reservation for one in scene.others if one.state == "running") / 1000
-    room = scene.host.cpus * (1 - FOR_THE_HOST) - promised
+    promised = sum(one.qos.cpu.reservation for one in scene.others if one.holds_promises)
+    room = (scene.host.cpus * 1000 - kept_millicores(scene.host.cpus) - promised) / 1000
     most = [room, float(victim.vcpus)]
     if victim.qos.cpu.limit is not None:
         most.append(victim.qos.cpu.limit / 1000)
     reservation = min(_up(wanted), *map(_down, most))
-    if reservation > victim.qos.cpu.reservation / 1000 and reservation >= LEAST_LIMIT:
+    if reservation >= LEAST_LIMIT and reservation > max(got, victim.qos.cpu.reservation / 1000):
         yield Remedy(
             command=f"inn set {victim.name} qos.cpu.reservation={reservation:g}",
             effect=f"it has {words.many_cpus(reservation)} whenever it wants so much, whatever others do",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
 
 from innkeeper.agent.attribution import users, words
 from innkeeper.agent.attribution.losses import DISK_HELD, DISK_TIME, Moment, disk_rate, lost
-from innkeeper.agent.attribution.parties import DiskLimit, Scene
+from innkeeper.agent.attribution.parties import DiskLimit, Party, Scene
 from innkeeper.agent.attribution.timeline import mean
 from innkeeper.agent.attribution.users import When
+from innkeeper.spec import diskqos
 from innkeeper.spec.why import Cause, Consumer, Remedy
 from innkeeper.units import KiB
 
@@ -90,17 +92,30 @@ def _against(
     if hog is None or busy is None or busy < BUSY:
         return
     if hog.kind == "instance":
-        party = next(one for one in scene.others if one.name == hog.name)
-        stamps = party.timeline.stamps
-        ops = mean([disk_rate(party.timeline.at(stamp), device, "ops") for stamp in stamps])
-        if ops >= 2:
-            yield Remedy(
-                command=f"inn set {hog.name} qos.disk.total_ops={max(1, round(ops / 2))}",
-                effect=f"{hog.name} sent {ops:.0f} requests a second; half of them leave room for others",
-            )
+        yield from _half(next(one for one in scene.others if one.name == hog.name), device)
     elif hog.kind == "other":
         yield Remedy(
             command="", effect="processes that are no VMs of this daemon use the device: see iotop(8)"
+        )
+
+
+def _half(hog: Party, device: str) -> Iterator[Remedy]:
+    stamps = hog.timeline.stamps
+    if hog.disk_limits:  # a limit of both directions cannot stand beside one of either
+        did = {one: mean([_did(hog.timeline.at(stamp), one) for stamp in stamps]) for one in hog.disk_limits}
+        nearest = max(did, key=lambda one: did[one] / one.most)
+        half = min(did[nearest], nearest.most) / 2
+        if half >= (diskqos.LEAST_OPS if nearest.what.endswith("ops") else diskqos.LEAST_BYTES):
+            yield Remedy(
+                command=f"inn set {hog.name} {nearest.setting}={_value(nearest.what, half)}",
+                effect=f"{hog.name} did {_in_words(nearest.what, did[nearest])}; half leaves room for others",
+            )
+        return
+    ops = mean([disk_rate(hog.timeline.at(stamp), device, "ops") for stamp in stamps])
+    if ops >= 2:
+        yield Remedy(
+            command=f"inn set {hog.name} qos.disk.total_ops={max(1, round(ops / 2))}",
+            effect=f"{hog.name} sent {ops:.0f} requests a second; half of them leave room for others",
         )
 
 
@@ -109,39 +124,45 @@ def _own_limit(scene: Scene, found: tuple[Moment, ...], device: str) -> Cause:
     when = When(tuple(moment.stamp for moment in found), gone.each)
     victim = scene.victim
     numbers = _numbers(scene, when, device)
-    did = {limit.setting: _did(scene, when, limit.what) for limit in victim.disk_limits}
-    nearest = max(victim.disk_limits, key=lambda limit: did[limit.setting] / limit.most)
-    may, does = _in_words(nearest.what, nearest.most), _in_words(nearest.what, did[nearest.setting])
+    rows = [victim.timeline.at(stamp) for stamp in when.stamps]
+    did = {limit: mean([_did(row, limit) for row in rows], when.weights) for limit in victim.disk_limits}
+    nearest = max(did, key=lambda limit: did[limit] / limit.most)
+    may, does = _in_words(nearest.what, nearest.most), _in_words(nearest.what, did[nearest])
     return Cause(
         resource="disk-limit",
         device=device,
         lost=gone.mean,
         verdict=f"the limit of its own disks held {victim.name} {words.percent(gone.mean or 0.0)} of"
         f" the time: they may do {may} and did {does}{_each_took(numbers)}",
-        numbers={**numbers, "limit": nearest.most, "did": did[nearest.setting]},
-        advice=(
-            Remedy(
-                command=f"inn set {victim.name} {nearest.setting}={_doubled(nearest)}",
-                effect="twice as much; without a number there is no limit at all",
-            ),
-        ),
+        numbers={**numbers, "limit": nearest.most, "did": did[nearest]},
+        advice=(_raised(victim.name, nearest),),
     )
 
 
-def _did(scene: Scene, when: When, what: str) -> float:
-    """Of all its disks, as the history has it: `disk_read` is bytes, `disk_read_ops` requests."""
-    direction, _, unit = what.partition("_")
+def _raised(name: str, limit: DiskLimit) -> Remedy:
+    doubled = _value(limit.what, limit.most * 2)
+    command = f"inn set {name} {limit.setting}={doubled}"
+    if limit.burst is None:
+        return Remedy(command=command, effect="twice as much; without a number there is no limit at all")
+    if limit.burst < limit.most * 2:
+        command += f" {limit.setting}_burst={doubled}"
+    return Remedy(command=command, effect="twice as much")
+
+
+def _did(row: Mapping[str, float], limit: DiskLimit) -> float:
+    """Before the limit was set nobody counted for it, but all disks together: `disk_read` is bytes,
+    `disk_read_ops` requests."""
+    counted = row.get(limit.column)
+    if counted is not None:
+        return counted
+    direction, _, unit = limit.what.partition("_")
     directions = ("read", "write") if direction == "total" else (direction,)
-    return sum(
-        when.of(scene.victim, f"disk_{each}" + ("_ops" if unit == "ops" else "")) for each in directions
-    )
+    return sum(row.get(f"disk_{each}" + ("_ops" if unit == "ops" else ""), 0.0) for each in directions)
 
 
 def _in_words(what: str, value: float) -> str:
     return f"{value:.0f} requests a second" if what.endswith("ops") else f"{words.size(value)}/s"
 
 
-def _doubled(limit: DiskLimit) -> str:
-    if limit.what.endswith("ops"):
-        return f"{limit.most * 2:.0f}"
-    return f"{max(1, round(limit.most * 2 / KiB))}KiB/s"
+def _value(what: str, value: float) -> str:
+    return f"{value:.0f}" if what.endswith("ops") else f"{math.ceil(value / KiB)}KiB/s"

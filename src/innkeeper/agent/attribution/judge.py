@@ -101,8 +101,8 @@ def _verdict(scene: Scene, found: tuple[Moment, ...], causes: Sequence[Cause]) -
     used = mean([moment.used for moment in found])
     many = f"{vcpus} vCPU" + ("" if vcpus == 1 else "s")
     if used >= BUSY * vcpus:
-        much = words.percent(used / vcpus)
-        return f"{nothing}: it used {much} of its {many} and can do no more with them{but}"
+        much, them = words.percent(used / vcpus), "it" if vcpus == 1 else "them"
+        return f"{nothing}: it used {much} of its {many} and can do no more with {them}{but}"
     if used < IDLE:
         return f"{nothing}: it was idle{but}"
     return f"{nothing}: it used {words.cpus(used)} of its {many}{but}"

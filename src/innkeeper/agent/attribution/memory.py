@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -15,6 +16,9 @@ from innkeeper.units import MiB, format_size
 
 # So near to its limit the limit is what evicts.
 AT_LIMIT: Final = 0.95
+# The host keeps at most the larger of these to itself, and refuses to promise it (control/overcommit.py).
+MIN_KEPT_BYTES: Final = 128 * MiB
+KEPT_DIVISOR: Final = 16
 _GRANULE: Final = 64 * MiB  # what is advised is a multiple of it
 
 
@@ -71,20 +75,23 @@ def _raised(scene: Scene, limit: int) -> Iterator[Remedy]:
 
 def _kept(scene: Scene, everybody: tuple[Consumer, ...]) -> Iterator[Remedy]:
     victim = scene.victim
-    wish = victim.memory_bytes
-    if wish > 0 and victim.qos.memory.reservation < wish:
+    promised = sum(one.qos.memory.reservation for one in scene.others if one.holds_promises)
+    room = scene.host.memory_bytes - max(MIN_KEPT_BYTES, scene.host.memory_bytes // KEPT_DIVISOR) - promised
+    wish = min(victim.memory_bytes, victim.qos.memory.limit or victim.memory_bytes)
+    if 0 < wish <= room and victim.qos.memory.reservation < wish:
         yield Remedy(
             command=f"inn set {victim.name} qos.memory.reservation={format_size(wish)}",
             effect="its RAM stays in the host's memory, whatever others need",
         )
     hog = next((one for one in everybody if one.kind == "instance" and not one.itself), None)
     if hog is not None and hog.used > _GRANULE * 2:
-        limit = max(hog.reservation or 0.0, hog.used * 0.75, _GRANULE)
-        yield Remedy(
-            command=f"inn set {hog.name} qos.memory.limit={_whole(limit)}",
-            effect=f"{hog.name} has {words.size(hog.used)} of its own and would give back a quarter",
-        )
+        limit = max(hog.reservation or 0.0, hog.used * 0.75)
+        if limit + _GRANULE <= hog.used:
+            yield Remedy(
+                command=f"inn set {hog.name} qos.memory.limit={_whole(limit)}",
+                effect=f"{hog.name} has {words.size(hog.used)} of its own and would give some of it back",
+            )
 
 
 def _whole(value: float) -> str:
-    return format_size(max(1, round(value / _GRANULE)) * _GRANULE)
+    return format_size(math.ceil(value / _GRANULE) * _GRANULE)

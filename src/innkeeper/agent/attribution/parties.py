@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from innkeeper.agent.attribution.timeline import Timeline
 from innkeeper.spec.qos import Qos
@@ -11,15 +11,21 @@ from innkeeper.spec.qos import Qos
 # Why its vCPUs may run on some CPUs of the host only: it was asked to, or lies on some of its NUMA nodes.
 Binding = Literal["", "pinned", "node"]
 
+# As control/lifecycle.py has it: admission counts the promises of these.
+_PROMISED: Final = frozenset({"starting", "running", "paused", "stopping", "hung"})
+
 
 @dataclass(frozen=True, slots=True)
 class DiskLimit:
     """What its disks may do a second: `what` is read_bytes, write_bytes, total_bytes, read_ops, write_ops or
-    total_ops, `setting` where the specification says so, such as `qos.disk.total_ops`."""
+    total_ops, `setting` where the specification says so, such as `qos.disk.total_ops`, `column` where the
+    history has what they did of it. For a while they may go up to `burst`."""
 
     setting: str
     what: str
     most: float
+    column: str = ""
+    burst: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,20 @@ class Party:
     disks: bool = False  # it has at least one
     disk_limits: tuple[DiskLimit, ...] = ()
 
+    @property
+    def holds_promises(self) -> bool:
+        """What is reserved for it nobody else can reserve."""
+        return self.state in _PROMISED
+
 
 @dataclass(frozen=True, slots=True)
 class HostParty:
+    """`no_cpu_qos`: why it can hold no VM to shares, reservations and limits of CPU time; empty: it can."""
+
     timeline: Timeline
     cpus: int
     memory_bytes: int
+    no_cpu_qos: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,22 @@ AT_LIMIT: Final = 0.9
 @dataclass(frozen=True, slots=True)
 class Limits:
     """A second, by what is limited: read_bytes, write_bytes, total_bytes, read_ops, write_ops, total_ops.
-    `disks` have them together, `shared` with all that have none of their own. A request larger than `op_size`
-    bytes counts as several; 0: each is one."""
+    `disks` have them together, `shared` with all that have none of their own. `bursts`: what of that may be
+    for a while. A request larger than `op_size` bytes counts as several; 0: each is one."""
 
     disks: frozenset[str]
     most: Mapping[str, float] = field(default_factory=dict)
+    bursts: Mapping[str, float] = field(default_factory=dict)
     op_size: int = 0
     shared: bool = False
+
+    def column(self, what: str) -> str:
+        """Of the history: what they did of that."""
+        return f"disk_did:{'' if self.shared else next(iter(self.disks), '')}.{what}"
+
+    def did(self, disks: Iterable[OneDiskRate]) -> dict[str, float]:
+        members = [disk for disk in disks if disk.name in self.disks]
+        return {self.column(what): done(members, what, self.op_size) for what in self.most}
 
 
 def in_force(limits: Mapping[str, LimitsInForce | None]) -> tuple[Limits, ...]:
@@ -37,7 +46,8 @@ def in_force(limits: Mapping[str, LimitsInForce | None]) -> tuple[Limits, ...]:
         if one is not None:
             most = {what: float(value) for what in RATES if (value := getattr(one, what)) is not None}
             disks = shared if one.shared else frozenset({name})
-            found[disks] = Limits(disks, most, one.op_size or 0, one.shared)
+            bursts = {what: float(burst) for what in most if (burst := one.of(what)[1]) is not None}
+            found[disks] = Limits(disks, most, bursts, one.op_size or 0, one.shared)
     return tuple(found.values())
 
 

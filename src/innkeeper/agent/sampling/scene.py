@@ -56,7 +56,7 @@ async def scene(
     return Scene(
         victim=parties.pop(record.uid),
         others=tuple(parties.values()),
-        host=HostParty(timeline(host.history), cpus, total),
+        host=HostParty(timeline(host.history), cpus, total, ctx.cgroups.why_not("cpu")),
         begin=begin,
         end=end,
         step_s=step_s,
@@ -111,7 +111,7 @@ def _disk_limits(record: InstanceRecord, tracker: Tracker | None) -> tuple[DiskL
         return "qos.disk" if limits.shared else places.get(next(iter(limits.disks)), "qos.disk")
 
     return tuple(
-        DiskLimit(f"{setting(limits)}.{what}", what, most)
+        DiskLimit(f"{setting(limits)}.{what}", what, most, limits.column(what), limits.bursts.get(what))
         for limits in tracker.limits
         for what, most in limits.most.items()
     )

@@ -246,6 +246,8 @@ class Tracker:
                 for what, value in values.items():
                     name = f"disk_{what}:{device}"
                     found[name] = found.get(name, 0.0) + value
+        for limits in self.limits:
+            found |= limits.did(disk.each)
         return found
 
 

@@ -81,6 +81,9 @@ def _set_label(labels: dict[str, str], key: str, value: str) -> None:
         labels.pop(key, None)
 
 
+_TABLES = ("labels", "cpu.pin")  # of names that users chose: `cpu.pin=` takes all of them away
+
+
 def changed_spec(spec: Json, values: dict[str, str]) -> Json:
     """A copy of the spec with these fields changed. Values are texts; the daemon gives them a type."""
     changed = copy.deepcopy(spec)
@@ -102,7 +105,8 @@ def changed_spec(spec: Json, values: dict[str, str]) -> Json:
         elif isinstance(place, dict):
             # An empty value is an empty list where a list stands now: `boot.order=` has no device.
             is_list = isinstance(place.get(last), list)
-            place[last] = [word for word in value.split(",") if word] if is_list else value
+            words = [word for word in value.split(",") if word] if is_list else value
+            place[last] = {} if field in _TABLES and not value else words
         else:
             raise _no_field(field)
     return changed
