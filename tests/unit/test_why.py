@@ -28,7 +28,12 @@ def test_who_ran_meanwhile(tmp_path: Path) -> None:
                     await one.world.create(name)
                     one.machine(name).pid = child.pid
                 await one.world.create("off", on=False)
-                found: Why = await one.sampler.why("busy", 60.0)  # takes its second reading itself
+                await one.sampler.look()
+                await one.world.create("new")
+                one.machine("new").pid = other.pid
+                new: Why = await one.sampler.why("new", 60.0)  # takes its two readings itself
+                assert new.known_s > 0
+                found: Why = await one.sampler.why("busy", 60.0)
                 cpu = next(one for one in found.causes if one.resource == "cpu")
                 assert cpu.lost is not None and cpu.capacity and cpu.capacity >= 1
                 names = [one.name for one in cpu.users if one.kind == "instance"]

@@ -45,7 +45,8 @@ def _wrapped(text: str, width: int, indent: str = "") -> Iterator[str]:
 
 
 def _losses(why: Json, width: int) -> Iterator[str]:
-    seconds = human_duration(why["known_s"])
+    known = why["known_s"]
+    seconds = human_duration(known) if known >= 60 else f"{known:.0f} s"
     yield from _wrapped(f"Of {seconds} until now it lost, of the time it wanted to run:", width)
     for cause in why["causes"]:
         lost = UNKNOWN if cause["lost"] is None else f"{cause['lost'] * 100:.1f} %"
@@ -65,7 +66,7 @@ def _users(cause: Json, width: int) -> Iterator[str]:
     unit = cause["unit"]
     rows = [(_amount(one["used"], unit), _name(one), _terms(one, unit)) for one in cause["users"]]
     amounts = max(len(row[0]) for row in rows)
-    names = max(len(row[1]) for row in rows)
+    names = max((len(row[1]) for row in rows if row[2]), default=0)
     for amount, name, terms in rows:
         line = f"{_INDENT}{amount:>{amounts}}  {name:<{names}}  {terms}".rstrip()
         yield line if len(line) <= width else line[: width - 1] + "~"

@@ -303,8 +303,10 @@ class Sampler:
         """What held an instance up in the last seconds. Raises NotFound; WrongState when it did not run."""
         record = self._record(name)
         await self._refresh(FRESH_S)
-        tracker = self._trackers.get(record.uid)
-        if tracker is not None and tracker.rates is None:  # it has just started: it takes two readings
+        for _reading in range(2):  # as many as it takes of one that has just started
+            tracker = self._trackers.get(record.uid)
+            if record.uid not in self._ctx.running or (tracker is not None and tracker.rates is not None):
+                break
             await self._ctx.clock.sleep(FRESH_S)
             await self._refresh(FRESH_S / 2)
         nodes = self._node_of_cpu
