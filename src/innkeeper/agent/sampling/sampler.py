@@ -239,16 +239,10 @@ class Sampler:
         path = self._ctx.paths.instance(tracker.uid).history
         if status is None or status.state is State.REMOVING or not path.parent.exists():
             return
-        self._keep(tracker.history, path)
+        _keep(tracker.history, path)
 
     def _save_host(self) -> None:
-        self._keep(self.host.history, self._ctx.paths.host_history)
-
-    def _keep(self, history: histories.History, path: Path) -> None:
-        try:
-            history.save(path)
-        except OSError as error:
-            log.warning("the history cannot be kept in %s: %s", path, error.strerror)
+        _keep(self.host.history, self._ctx.paths.host_history)
 
     # -- answers -----------------------------------------------------------------------------------
 
@@ -323,6 +317,13 @@ def _under(running: Running, devices: Devices) -> dict[str, str]:
     """On which device of the host what its disks write ends up, by the name of the disk."""
     disks = running.plan.disks if running.plan else ()
     return {disk.name: devices.under(disk.chain[0].path) for disk in disks if disk.chain}
+
+
+def _keep(history: histories.History, path: Path) -> None:
+    try:
+        history.save(path)
+    except OSError as error:
+        log.warning("the history cannot be kept in %s: %s", path, error.strerror)
 
 
 def _given(status: InstanceStatus) -> dict[str, float]:
