@@ -12,7 +12,7 @@ from innkeeper.cli.command import CONTEXT, LazyGroup, Table, verb
 from innkeeper.cli.output import print_json, print_pairs, print_table
 from innkeeper.cli.specargs import pairs
 from innkeeper.errors import BadRequest
-from innkeeper.spec.overcommit import KSM_MODES, MAX_RATIO, MIN_RATIO
+from innkeeper.spec.overcommit import KSM_MODES, MAX_RATIO, MIN_RATIO, MIN_VMS_MEMORY
 from innkeeper.units import format_size, parse_size
 
 _OF_PAGES: Final = {"hugepages", "node"}
@@ -117,13 +117,23 @@ def _wanted(settings: dict[str, str]) -> dict[str, Any]:
                 raise BadRequest(f"Not a way to merge pages: {value!r}", hint=f"use {', '.join(KSM_MODES)}")
             found["ksm"] = value
         elif key == "vms_memory":
-            found["vms_memory"] = value if value == "none" else parse_size(value)
+            found["vms_memory"] = "none" if value in ("", "none") else _bound_of(value)
         else:
             raise BadRequest(
                 f"No such setting of a host: {key}",
                 hint="there are hugepages.2MiB, hugepages.1GiB, overcommit.memory, overcommit.cpu, ksm and"
                 " vms_memory",
             )
+    return found
+
+
+def _bound_of(value: str) -> int:
+    found = parse_size(value)
+    if found < MIN_VMS_MEMORY:
+        raise BadRequest(
+            f"Too little memory for any VM: {value!r}",
+            hint=f"give vms_memory at least {format_size(MIN_VMS_MEMORY)}, or none",
+        )
     return found
 
 
