@@ -310,7 +310,7 @@ def test_on_the_command_line(inn: Inn, server: ApiServer) -> None:
     ksm = {"running": True, "by": "innkeeper", "saved_bytes": 3 * MiB, "profit_bytes": 2 * MiB, "cpu": 0.012}
     record = {
         "name": "here",
-        "facts": {"cpus": 2},
+        "facts": {"cpus": 2, "memory_bytes": 9 * GiB},
         "overcommit": owed,
         "ksm": {**ksm, "why": "1.0 GiB of 9.0 GiB is available"},
         "settings": {"ksm": "auto"},

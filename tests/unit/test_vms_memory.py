@@ -15,7 +15,8 @@ __all__ = ["inn", "server"]  # fixtures
 
 
 def test_it_is_set_shown_and_taken_away(inn: Inn, server: ApiServer) -> None:
-    record = {"name": "here", "facts": {"cpus": 2}, "settings": {"ksm": "auto", "vms_memory": "20GiB"}}
+    facts = {"cpus": 2, "memory_bytes": 32 * GiB}
+    record = {"name": "here", "facts": facts, "settings": {"ksm": "auto", "vms_memory": "20GiB"}}
     server.answer("PATCH", "/v1/host", record)
     server.answer("GET", "/v1/host", record)
     for word, sent in (("20GiB", 20 * GiB), ("64MiB", 64 * MiB), ("none", "none"), ("", "none")):
