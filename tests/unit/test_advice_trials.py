@@ -27,7 +27,9 @@ from innkeeper.spec.advice import Trial, TrialsRecord, TrialState
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus, Power, State
 from innkeeper.spec.memory import MemoryNow
 from innkeeper.spec.metrics import History, HostMetrics, Metrics
+from innkeeper.store import keys
 from innkeeper.store.faulty import FaultyStore
+from innkeeper.store.kv import Put
 from innkeeper.store.memory import MemoryStore
 from innkeeper.store.repo import Repo
 from innkeeper.units import GiB, MiB
@@ -390,6 +392,17 @@ def test_an_instance_that_is_removed_takes_its_trials_with_it(tmp_path: Path) ->
             await one.repo.trials.put(TrialsRecord(name="web", uid=UID, trials=(made_trial(),)))
             assert await one.trials.step() is None
             assert (await one.repo.trials.of("web", UID[:-1] + "e")).trials == ()
+
+    run(scenario())
+
+
+def test_a_damaged_record_of_trials_hides_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with play(tmp_path) as one:
+            await one.store.txn([], [Put(keys.trials("web"), b"{damaged")])
+            assert [found.name for found in (await advise_all(one.sources, WINDOW)).instances] == ["web"]
+            assert await one.trials.step() is None
+            assert (await one.trials.apply("web", WINDOW)).trials[-1].state is TrialState.WATCHING
 
     run(scenario())
 

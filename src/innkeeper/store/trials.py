@@ -16,9 +16,12 @@ class Trials:
         self._store = store
 
     async def of(self, name: str, uid: str) -> TrialsRecord:
-        """Of the instance with that uid; empty where it had none."""
+        """Of the instance with that uid; empty where it had none, or they are damaged: advice goes without."""
         kv = await self._store.get(keys.trials(name))
-        found = decode(TrialsRecord, kv) if kv else None
+        found = None
+        if kv is not None:
+            with contextlib.suppress(StoreCorrupt):
+                found = decode(TrialsRecord, kv)
         return found if found and found.uid == uid else TrialsRecord(name=name, uid=uid)
 
     async def all(self) -> list[TrialsRecord]:
