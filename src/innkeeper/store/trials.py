@@ -16,7 +16,7 @@ class Trials:
         self._store = store
 
     async def of(self, name: str, uid: str) -> TrialsRecord:
-        """Of the instance with that uid; empty where it had none, or they are damaged: advice goes without."""
+        """Of the instance with that uid; empty where it had none, or they are damaged."""
         kv = await self._store.get(keys.trials(name))
         found = None
         if kv is not None:
