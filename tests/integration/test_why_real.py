@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from innkeeper.client.instance import Instance
 from innkeeper.errors import WrongState
 from vms.daemon import Daemon
 from vms.waiting import eventually
@@ -58,11 +60,31 @@ def test_the_one_that_takes_the_cpus_is_named(fresh: Fresh, small: Callable[...,
     daemon.inn("top", "--why", "web", "--since", "2d").failed(2, "24h")
 
 
+def _held(one: Instance, resource: str) -> dict[str, Any] | None:
+    why: dict[str, Any] = one.why(since="5s")
+    return why if why["causes"][0]["resource"] == resource and why["causes"][0]["lost"] > 0.2 else None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs control groups, as root has them")
+def test_its_own_cpu_limit_is_told_from_others(fresh: Fresh, small: Callable[..., dict[str, Any]]) -> None:
+    """A guest that never rests and may have little: whether others are busy or not, it could have no more."""
+    daemon = fresh()
+    limited = small("spin", qos={"cpu": {"limit": "300m"}})
+    slow = daemon.client.instances.create(limited, name="slow", start=True, wait="running")
+    why = eventually(lambda: _held(slow, "cpu-limit"), "its CPU limit is named", 30.0, 0.5)
+    assert "its own limit of 0.3 CPUs held slow" in why["verdict"]
+    first = why["causes"][0]
+    assert first["numbers"]["got"] <= 0.3 * 1.2 < first["numbers"]["wanted"]
+    command = first["advice"][0]["command"]
+    assert command.startswith("inn set slow qos.cpu.limit=")
+    daemon.inn(*command.split()[1:]).ok()  # it is one that works
+
+
 # One request at a time, for as long as the guest runs.
 READER = "(while dd if=/dev/vda of=/dev/null bs=4k count=4096 iflag=direct; do :; done) >/dev/null 2>&1 &"
 
 
-def test_its_own_limits_are_told_from_others(fresh: Fresh) -> None:
+def test_its_own_disk_limit_is_told_from_others(fresh: Fresh) -> None:
     """A guest that reads its disk at the rate it is held to."""
     daemon = fresh(images=True)
     web = daemon.client.instances.create(
@@ -77,11 +99,7 @@ def test_its_own_limits_are_told_from_others(fresh: Fresh) -> None:
     )
     web.exec(["sh", "-c", READER])
 
-    def held(resource: str) -> dict[str, Any] | None:
-        why = web.why(since="5s")
-        return why if why["causes"][0]["resource"] == resource and why["causes"][0]["lost"] > 0.2 else None
-
-    why = eventually(lambda: held("disk-limit"), "its disk's limit is named", 30.0, 0.5)
+    why = eventually(lambda: _held(web, "disk-limit"), "its disk's limit is named", 30.0, 0.5)
     first = why["causes"][0]
     assert "they may do 20 requests a second" in why["verdict"] and first["device"]
     assert [one["command"] for one in first["advice"]] == ["inn set web disks.0.qos.read_ops=40"]

@@ -81,13 +81,28 @@ def test_others_take_the_cpus() -> None:
 
 def test_its_own_limit_holds_it() -> None:
     """The kernel's waiting includes what throttling took: that is told apart."""
-    web = vm("web", busy(0.2, 0.8, throttled=0.75), qos={"cpu": {"limit": "200m"}})
+    web = vm("web", busy(0.19, 0.8, throttled=0.75), qos={"cpu": {"limit": "250m"}})
     found = asked(web, vm("batch", {"cpu": 1.7, "wait": 0.1}))
     first = found.causes[0]
     assert first.resource == "cpu-limit" and first.lost == pytest.approx(0.75)
-    assert found.verdict.startswith("its own limit of 0.2 CPUs held web 75 % of the time")
-    assert [one.command for one in first.advice] == ["inn set web qos.cpu.limit=1.1"]
+    assert found.verdict.startswith("its own limit of 0.25 CPUs held web 75 % of the time")
+    assert [one.command for one in first.advice] == ["inn set web qos.cpu.limit=1"]
     assert cause(found, "cpu").lost == pytest.approx(0.05)
+
+
+def test_a_limit_counts_though_a_crowded_host_lets_nobody_reach_it() -> None:
+    """What it wanted beyond its limit others cannot have taken; and it is not wanted of the host."""
+    row = {"cpu": 0.26, "vcpu0": 0.25, "wait": 1.74, "throttled": 0.0, "major_faults": 0.0}
+    web = vm("web", row, vcpus=2, qos={"cpu": {"limit": "300m"}})
+    found = asked(web, vm("batch", {"cpu": 1.7, "wait": 0.3}))
+    assert found.causes[0].resource == "cpu-limit"
+    assert found.causes[0].lost == pytest.approx(1.7 / 1.99)
+    contended = cause(found, "cpu")
+    assert contended.lost == pytest.approx(0.04 / 1.99)
+    assert contended.numbers["host_wanted"] == pytest.approx(2.3 + 0.04)
+    # Before the limit was set it had more than that, and then it did not hold it.
+    early = vm("web", row | {"cpu": 0.9}, vcpus=2, qos={"cpu": {"limit": "300m"}})
+    assert asked(early).causes[0].resource == "cpu"
 
 
 def test_a_limit_that_nobody_here_set() -> None:

@@ -1,8 +1,9 @@
 """How much of its time a VM lost to what, step by step. Pure.
 
 In each step a VM wanted to run: it ran (`used`), or could have and did not. The time in which it could have
-is split: first what its own CPU limit took, since waiting for that is part of the waiting that the kernel
-counts (run_delay of schedstat, measured with v1 on 6.18); the rest of it went to others on the CPU. What
+is split: first what its own CPU limit took, which is what throttling did or what it wanted beyond the limit,
+since waiting for that is part of the waiting that the kernel counts (run_delay of schedstat, measured with v1
+on 6.18); the rest of it went to others on the CPU. What
 the host itself did not get of its CPUs (steal) hits all that ran by how much they ran. Then, of the time its
 vCPUs stood idle, that in which memory was read back, and that in which requests to a disk were under way -
 as a guest's own iowait counts.
@@ -75,6 +76,7 @@ def _moment(stamp: int, row: Mapping[str, float], victim: Party, host: HostParty
     # Without an account of waiting, that of throttling alone says what the limit took: on each CPU at once,
     # but of no more vCPUs than there are.
     limited = max(0.0, min(throttled or 0.0, vcpus - used if waited is None else waited))
+    limited = max(limited, _beyond_limit(row, victim))
     contended = max(0.0, (waited or 0.0) - limited)
     stolen = _stolen(row["cpu"], host.timeline.at(stamp))
     idle = max(0.0, vcpus - used - limited - contended - stolen)
@@ -96,6 +98,18 @@ def _moment(stamp: int, row: Mapping[str, float], victim: Party, host: HostParty
         disks=_disks(row, idle),
         held={device: _held(row, device) for device in _devices(row)},
     )
+
+
+def _beyond_limit(row: Mapping[str, float], victim: Party) -> float:
+    """Of its waiting, what it wanted beyond its limit. A VM's weight is no more than its limit is worth
+    (agent/qos/cpu.py): on a crowded host it hardly reaches it and is not throttled, yet can have no more."""
+    most = victim.limit_at(row)
+    return 0.0 if most is None else max(0.0, min(row.get("wait", 0.0), wanted(row) - most))
+
+
+def wanted(row: Mapping[str, float]) -> float:
+    """CPUs that all of QEMU ran on, or its vCPUs waited for."""
+    return row.get("cpu", 0.0) + row.get("wait", 0.0)
 
 
 def _stolen(process: float, host: Mapping[str, float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -13,6 +14,8 @@ Binding = Literal["", "pinned", "node"]
 
 # As control/lifecycle.py has it: admission counts the promises of these.
 _PROMISED: Final = frozenset({"starting", "running", "paused", "stopping", "hung"})
+
+_AT_MOST: Final = 1.1  # times its limit: readings are not of quite the same moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,14 @@ class Party:
     host_cpus: frozenset[int] = frozenset()  # those it may run on; empty: any
     disks: bool = False  # it has at least one
     disk_limits: tuple[DiskLimit, ...] = ()
+
+    def limit_at(self, row: Mapping[str, float]) -> float | None:
+        """CPUs it could have at most in a step; None: as many as there are. It was not limited yet where no
+        control group counted, or where it had more."""
+        if self.qos.cpu.limit is None or "throttled" not in row:
+            return None
+        limit = self.qos.cpu.limit / 1000
+        return limit if row.get("cpu", 0.0) <= _AT_MOST * limit else None
 
     @property
     def holds_promises(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from innkeeper.agent.attribution.losses import disk_rate
+from innkeeper.agent.attribution.losses import disk_rate, wanted
 from innkeeper.agent.attribution.parties import Party, Scene
 from innkeeper.agent.attribution.timeline import mean
 from innkeeper.spec.why import Consumer, ConsumerKind
@@ -90,12 +90,13 @@ def cpu_wanted(scene: Scene, when: When) -> float:
     """CPUs that VMs ran on or waited for, and what the rest used: for what others waited is not known. What
     its own limit keeps from a VM no CPU of the host could have given it."""
 
-    def wanted(party: Party, stamp: int) -> float:
+    def could_use(party: Party, stamp: int) -> float:
         row = party.timeline.at(stamp)
-        waited = row.get("wait", 0.0)
-        return row.get("cpu", 0.0) + waited - min(waited, row.get("throttled", 0.0))
+        found = wanted(row) - min(row.get("wait", 0.0), row.get("throttled", 0.0))
+        most = party.limit_at(row)
+        return found if most is None else min(found, max(most, row.get("cpu", 0.0)))
 
-    ours = sum(when.mean(partial(wanted, party)) for party in scene.everybody)
+    ours = sum(when.mean(partial(could_use, party)) for party in scene.everybody)
     used = sum(when.of(party, "cpu") for party in scene.everybody)
     return ours + max(0.0, when.of_host(scene, "cpu") - used)
 
