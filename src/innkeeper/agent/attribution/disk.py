@@ -161,7 +161,9 @@ def _did(row: Mapping[str, float], limit: DiskLimit) -> float:
 
 
 def _in_words(what: str, value: float) -> str:
-    return f"{value:.0f} requests a second" if what.endswith("ops") else f"{words.size(value)}/s"
+    if not what.endswith("ops"):
+        return f"{words.size(value)}/s"
+    return f"{value:.0f} request{'' if round(value) == 1 else 's'} a second"
 
 
 def _value(what: str, value: float) -> str:
