@@ -40,6 +40,7 @@ V1_FILES = {
         "memory.memsw.limit_in_bytes": "-1",
         "memory.soft_limit_in_bytes": "-1",
         "memory.usage_in_bytes": "4096",
+        "memory.swappiness": "60",
     },
     "blkio": {"blkio.bfq.weight": "100"},
 }

@@ -18,7 +18,7 @@ from fakes.world import World
 from innkeeper.api.prometheus import exposition
 from innkeeper.control import overcommit
 from innkeeper.control.forking import COPY_OVERHEAD_BYTES
-from innkeeper.control.overcommit import account, against, kept_bytes, of_fork, of_spec, owed_by
+from innkeeper.control.overcommit import account, against, of_fork, of_spec, owed_by
 from innkeeper.control.placement import memory_needed, place
 from innkeeper.errors import InnkeeperError, NoCapacity, SpecError
 from innkeeper.spec.host import HostRecord
@@ -32,7 +32,7 @@ from innkeeper.spec.instance import (
     Wanted,
 )
 from innkeeper.spec.metrics import HostMetrics, MemoryMetrics, Metrics
-from innkeeper.spec.overcommit import HostSettings, KsmReport, needed_now
+from innkeeper.spec.overcommit import HostSettings, KsmReport, kept_bytes, needed_now
 from innkeeper.store.view import InstanceView
 from innkeeper.units import GiB, MiB
 

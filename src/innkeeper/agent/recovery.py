@@ -13,6 +13,7 @@ from innkeeper.agent import chains, devices, layers, templates
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.lookup import expects_agent, image_of
 from innkeeper.agent.ops.disklimits import fit_disks
+from innkeeper.agent.qos.memory import why_killed
 from innkeeper.agent.snapshots import sweep_snapshots
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import LaunchPlan, Machine, RunState
@@ -206,6 +207,8 @@ async def _note_unseen_end(ctx: Context, record: InstanceRecord, status: Instanc
         reason, detail = "host-rebooted", "the host was restarted while it ran"
     elif record.wanted.removed or record.wanted.power is Power.OFF:
         reason, detail = "stopped", "while no daemon ran"
+    elif oom := why_killed(ctx.cgroups.group_of(record.uid)):
+        reason, detail = "out-of-memory", oom
     else:
         reason, detail = "ended-unseen", "it ended while no daemon ran"
     await ctx.publish(

@@ -15,6 +15,7 @@ from typing import Any, Final
 from innkeeper.agent import devices
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.ops import balloon
+from innkeeper.agent.qos.memory import why_killed
 from innkeeper.engine import plan_file
 from innkeeper.engine.base import EventKind, Exit, RunState
 from innkeeper.errors import EngineError, InnkeeperError, StoreError
@@ -247,10 +248,13 @@ class Watcher:
             del ctx.running[record.uid]
         await running.agent.close()
         shutil.rmtree(ctx.paths.runtime(record.uid).directory, ignore_errors=True)
+        oom = why_killed(ctx.cgroups.group_of(record.uid))
         ctx.cgroups.leave(record.uid)
         ctx.qos_changed.set()
         reason, detail = end_reason(how, running.asked_to_end)
-        if reason == "qemu-died":
+        if reason == "qemu-died" and oom:
+            reason, detail = "out-of-memory", oom
+        elif reason == "qemu-died":
             detail = last_lines(ctx.paths.instance(record.uid).qemu_log, 2) or detail
         await self._tell(
             durable=True,
@@ -280,6 +284,8 @@ class Watcher:
 def _end_note(record: InstanceRecord, reason: str, detail: str) -> str:
     if reason == "saved":
         return f"saved; it runs on with: inn restore {record.name}"
+    if reason == "out-of-memory":
+        return detail
     return f"QEMU died: {detail}" if reason == "qemu-died" else ""
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from innkeeper.control.forking import COPY_OVERHEAD_BYTES
 from innkeeper.control.lifecycle import is_active
@@ -23,15 +22,9 @@ from innkeeper.spec.finding import Finding, block, ok
 from innkeeper.spec.host import HostRecord
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, private_bytes
 from innkeeper.spec.metrics import MemoryMetrics, Metrics
-from innkeeper.spec.overcommit import Account, CpuAccount, MemoryAccount
+from innkeeper.spec.overcommit import Account, CpuAccount, MemoryAccount, kept_bytes
 from innkeeper.store.view import InstanceView
-from innkeeper.units import MiB, format_size, human_size
-
-# The host's own part, kept from what may be promised: kernel, daemon, everything that is no VM. OpenStack
-# Nova keeps 512 MiB by default (reserved_host_memory_mb), whatever the host's size.
-KEPT_DIVISOR: Final = 16
-MIN_KEPT_BYTES: Final = 128 * MiB
-MAX_KEPT_BYTES: Final = 1024 * MiB
+from innkeeper.units import format_size, human_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +46,6 @@ class Owed:
 
     def times(self, count: int) -> Owed:
         return Owed(self.promised * count, self.given * count, self.most * count, self.vcpus * count)
-
-
-def kept_bytes(memory_bytes: int) -> int:
-    return min(MAX_KEPT_BYTES, max(MIN_KEPT_BYTES, memory_bytes // KEPT_DIVISOR))
 
 
 def capacity_bytes(host: HostRecord) -> int:

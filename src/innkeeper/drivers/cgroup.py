@@ -214,6 +214,7 @@ class Cgroups:
         self._groups: dict[str, Group] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._weight: int | None = None
+        self._protected: dict[str, int] = {}
 
     @classmethod
     def detect(cls, state: Path, root: Path = HOST_ROOT, files: Files | None = None) -> Cgroups:
@@ -247,6 +248,10 @@ class Cgroups:
     def get(self, uid: str) -> Group | None:
         return self._groups.get(uid)
 
+    def group_of(self, uid: str) -> Group:
+        """To read what is left of the group of a VM that has ended, whichever daemon made it."""
+        return self._groups.get(uid) or Group(uid, self._places(uid), self.files)
+
     def adopt(self, uid: str, pids: Iterable[int]) -> Group:
         """The group of a VM that runs already: the one its first process is in, wherever an earlier daemon
         made it; else one is made, and the processes moved in. Raises Failed when the kernel refuses."""
@@ -272,6 +277,7 @@ class Cgroups:
                 with _told(f"Cannot make the control group {parent}"):
                     cgrouptree.make_parent(parent, place.version, self.files)
                 self._weigh()
+                self._protected.clear()
 
     def weigh(self, weight: int) -> None:
         """Of all VMs together, against the processes and groups beside them. Where that is not ours to say,
@@ -294,6 +300,18 @@ class Cgroups:
         if base.version == 2:
             return shares
         return shares * 100 // shares_of(100) + 100 * max(cpus, cgrouptree.running(self.root))
+
+    def protect(self, least_bytes: int, low_bytes: int) -> None:
+        """Of all VMs together: what a group keeps it keeps only within what the groups above it do
+        (cgroup-v2.rst, memory.min). v1 has no such thing. Where it is not ours to say, nothing happens."""
+        base = self.bases.get("memory")
+        if base is None or base.version == 1 or not self.files.is_dir(base.path):
+            return
+        for name, size in (("memory.min", least_bytes), ("memory.low", low_bytes)):
+            if self._protected.get(name) != size:
+                with contextlib.suppress(OSError):
+                    self.files.write(base.path / name, str(size))
+                    self._protected[name] = size
 
     def _weigh(self) -> None:
         base = self.bases.get("cpu")

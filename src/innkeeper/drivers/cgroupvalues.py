@@ -26,6 +26,8 @@ PERIOD_MIN_US: Final = 1_000
 # io.weight has the range of all weights, BFQ's has a tenth (block/bfq-iosched.h, BFQ_MAX_WEIGHT).
 _BFQ_WEIGHT_MAX: Final = 1_000
 _V1_UNLIMITED: Final = "-1"
+# /proc/sys/vm/swappiness where nobody changed it (mm/vmscan.c, vm_swappiness).
+SWAPPINESS_DEFAULT: Final = 60
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,23 @@ class SwapMax:
 
 
 @dataclass(frozen=True)
+class Swappiness:
+    """v1 only: how readily its memory is swapped out, 0 to 100; None: as the host does by itself. At 0 it is
+    not, but by a host that would end a process otherwise. v2 says all of this with SwapMax."""
+
+    value: int | None
+
+
+@dataclass(frozen=True)
 class IoWeight:
     """Its part of a busy disk against its siblings; 100 is what a group has that was told nothing."""
 
     weight: int
 
 
-Setting = CpuWeight | CpuLimit | MemoryMin | MemoryLow | MemoryHigh | MemoryMax | SwapMax | IoWeight
+Setting = (
+    CpuWeight | CpuLimit | MemoryMin | MemoryLow | MemoryHigh | MemoryMax | SwapMax | Swappiness | IoWeight
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,8 @@ def _v2(setting: Setting) -> tuple[Write, ...]:
             return (_one("memory", "memory.max", _or_max(most)),)
         case SwapMax(most):
             return (_one("memory", "memory.swap.max", _or_max(most), needed=most is not None),)
+        case Swappiness():
+            return ()
         case IoWeight(weight):
             files = (("io.weight", f"default {weight}"), ("io.bfq.weight", _bfq(weight)))
             return (Write("io", files),)
@@ -173,6 +187,9 @@ def _v1(setting: Setting) -> tuple[Write, ...]:
             total = None if most is None or memory is None else memory + most
             text = _or_minus_1(total)
             return (_one("memory", "memory.memsw.limit_in_bytes", text, needed=total is not None),)
+        case Swappiness(value):
+            text = str(SWAPPINESS_DEFAULT if value is None else value)
+            return (_one("memory", "memory.swappiness", text, needed=value is not None),)
         case IoWeight(weight):
             return (Write("io", (("blkio.bfq.weight", _bfq(weight)), ("blkio.weight", _bfq(weight)))),)
         case MemoryMin() | MemoryHigh():

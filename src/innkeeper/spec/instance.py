@@ -374,7 +374,7 @@ class Ended(Model):
     """How the last run ended, and of which epoch it was."""
 
     epoch: int
-    reason: str = Field(description="e.g. guest-shutdown, killed, qemu-died, host-rebooted")
+    reason: str = Field(description="e.g. guest-shutdown, killed, out-of-memory, qemu-died, host-rebooted")
     at: float
     detail: str = ""
 

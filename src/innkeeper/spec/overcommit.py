@@ -13,6 +13,12 @@ MIN_RATIO: Final = 0.1
 MAX_RATIO: Final = 1000.0
 MIN_VMS_MEMORY: Final = 64 * MiB
 
+# The host's own part, kept from what may be promised: kernel, daemon, everything that is no VM. OpenStack
+# Nova keeps 512 MiB by default (reserved_host_memory_mb), whatever the host's size.
+KEPT_DIVISOR: Final = 16
+MIN_KEPT_BYTES: Final = 128 * MiB
+MAX_KEPT_BYTES: Final = 1024 * MiB
+
 KsmMode = Literal["auto", "always", "never"]
 KSM_MODES: Final = ("auto", "always", "never")
 
@@ -49,6 +55,11 @@ class HostSettings(Model):
         description="Memory that all VMs together are to take at most; balloons see to it. Default: what the"
         " host has.",
     )
+
+
+def kept_bytes(memory_bytes: int) -> int:
+    """The host's own part of its memory."""
+    return min(MAX_KEPT_BYTES, max(MIN_KEPT_BYTES, memory_bytes // KEPT_DIVISOR))
 
 
 def needed_now(needed: int, ratio: float) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from innkeeper.agent.context import Context
-from innkeeper.agent.qos import cpu
+from innkeeper.agent.qos import cpu, memory
 from innkeeper.drivers.cgroupvalues import Setting
 
 Decide = Callable[[Context], Mapping[str, Sequence[Setting]]]
-PARTS: Final[dict[str, Decide]] = {"cpu": cpu.decide}
+PARTS: Final[dict[str, Decide]] = {"cpu": cpu.decide, "memory": memory.decide}

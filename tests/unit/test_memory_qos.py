@@ -1,0 +1,265 @@
+"""Memory promised, limited and swapped: the values of control groups, v1 and v2, and what a VM is told."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.cgroups import FakeHost
+from fakes.world import World
+from helpers import run
+from innkeeper.agent.qos.enforce import enforce
+from innkeeper.agent.qos.memory import (
+    STEP_BYTES,
+    Now,
+    limit_now,
+    low_bytes,
+    most_bytes,
+    needs_group,
+    over_limit,
+    settings,
+    why_killed,
+)
+from innkeeper.drivers.cgroupvalues import (
+    MemoryHigh,
+    MemoryLow,
+    MemoryMax,
+    MemoryMin,
+    SwapMax,
+    Swappiness,
+    writes,
+)
+from innkeeper.spec.instance import InstanceRecord, InstanceSpec, State, Wanted
+from innkeeper.spec.qos import MemoryQos
+from innkeeper.units import GiB, MiB
+
+V1 = ("cpu", "cpuacct", "memory")
+V2 = ("cpu", "memory", "io")
+
+
+def spec(size: str = "256MiB", **qos: Any) -> InstanceSpec:
+    return InstanceSpec.model_validate({"image": "tiny", "memory": {"size": size}, "qos": {"memory": qos}})
+
+
+def record(uid: str, asked: InstanceSpec) -> InstanceRecord:
+    return InstanceRecord(name=uid, uid=uid, created_at=0, host="h", spec=asked, wanted=Wanted())
+
+
+# -- what is decided ---------------------------------------------------------------------------------
+
+
+def test_nothing_asked_nothing_held() -> None:
+    plain = spec()
+    assert settings(plain, 0, Now(2, 100 * MiB, True)) == (
+        MemoryMin(0), MemoryLow(0), MemoryHigh(None), MemoryMax(None), SwapMax(None),
+    )  # fmt: skip
+    assert settings(plain, 0, Now(1, 100 * MiB, True)) == (
+        MemoryLow(0), MemoryMax(None), SwapMax(None, None), Swappiness(None),
+    )  # fmt: skip
+
+
+def test_the_whole_triple_under_v2() -> None:
+    asked = spec(reservation="128MiB", limit="320MiB", swap="64MiB")
+    assert settings(asked, 0, Now(2, None, True)) == (
+        MemoryMin(128 * MiB),
+        MemoryLow(128 * MiB),
+        MemoryHigh(310 * MiB),
+        MemoryMax(320 * MiB),
+        SwapMax(64 * MiB),
+    )
+    assert settings(spec(swap="never"), 0, Now(2, None, True))[-1] == SwapMax(0)
+
+
+def test_under_v1_what_is_reserved_is_not_swapped_out() -> None:
+    held = settings(spec(reservation="128MiB"), 0, Now(1, None, True))
+    assert held == (MemoryLow(128 * MiB), MemoryMax(None), SwapMax(None, None), Swappiness(0))
+    assert settings(spec(swap="never"), 0, Now(1, None, True))[-1] == Swappiness(0)
+    limited = settings(spec(limit="320MiB", swap="64MiB"), 0, Now(1, None, True))
+    assert limited[1:3] == (MemoryMax(320 * MiB), SwapMax(64 * MiB, 320 * MiB))
+    (total,) = writes(limited[2], 1)
+    assert total.values == (("memory.memsw.limit_in_bytes", str(384 * MiB)),)
+
+
+@pytest.mark.parametrize(
+    ("used", "swap", "expected"),
+    [
+        (None, True, 256 * MiB),
+        (200 * MiB, True, 256 * MiB),
+        (300 * MiB, True, 256 * MiB),  # less than a step away
+        (1024 * MiB, True, 1024 * MiB - STEP_BYTES),
+        (1024 * MiB, False, 1032 * MiB),  # nothing can be taken from it, and it is not ended for that
+    ],
+)
+def test_lowering_a_limit_ends_nobody(used: int | None, swap: bool, expected: int) -> None:
+    now = Now(2, used, swap)
+    assert limit_now(256 * MiB, now) == expected
+    assert limit_now(None, now) is None
+    told = over_limit(spec(limit="256MiB"), now)
+    assert (told == "") is (used is None or used <= 256 * MiB)
+    if used == 1024 * MiB:
+        assert "it has 1.0 GiB, the limit is 256 MiB" in told and ("no swap" in told) is not swap
+
+
+def test_a_lower_limit_is_reached_step_by_step() -> None:
+    used, steps = 1000 * MiB, 0
+    while (limit := limit_now(256 * MiB, Now(2, used, True))) != 256 * MiB:
+        assert limit is not None and limit < used
+        used, steps = limit, steps + 1
+    assert steps == 11
+
+
+def test_shares_by_mib_and_between_reservation_and_limit() -> None:
+    alike = {"a": record("a", spec("1GiB", reservation="64MiB")), "b": record("b", spec("2GiB"))}
+    assert low_bytes(alike, 2 * GiB) == {"a": 64 * MiB, "b": 0}
+    asked = {
+        "low": record("low", spec("1GiB", shares="low")),
+        "high": record("high", spec("1GiB", shares="high")),
+        "kept": record("kept", spec("1GiB", shares="low", reservation="900MiB")),
+        "held": record("held", spec("1GiB", shares=100_000, limit="100MiB")),
+    }
+    found = low_bytes(asked, 2 * GiB + 128 * MiB)
+    assert found["high"] == pytest.approx(4 * found["low"], rel=0.01)
+    assert found["kept"] == 900 * MiB and found["held"] == 100 * MiB
+    assert sum(found.values()) == pytest.approx(2 * GiB, rel=0.01)
+    # A guest of twice the size has twice the claim.
+    twice = low_bytes({"a": record("a", spec("1GiB", shares="low")), "b": record("b", spec("2GiB"))}, 2 * GiB)
+    assert twice["b"] == pytest.approx(4 * twice["a"], rel=0.01)
+    plenty = low_bytes(asked, 64 * GiB)
+    assert plenty["low"] == most_bytes(asked["low"].spec)
+
+
+def test_a_host_with_1000_vms() -> None:
+    asked = {
+        f"v{n}": record(f"v{n}", spec("1GiB", shares=("low", "normal", "high")[n % 3])) for n in range(1000)
+    }
+    begun = time.process_time()
+    found = low_bytes(asked, 512 * GiB)
+    assert time.process_time() - begun < 1.0
+    assert sum(found.values()) <= 511 * GiB and found["v2"] == pytest.approx(4 * found["v0"], rel=0.01)
+
+
+def test_the_balloon_takes_no_control_group() -> None:
+    assert not needs_group(MemoryQos(balloon="never"))
+    assert needs_group(MemoryQos(swap="never")) and needs_group(MemoryQos(limit=GiB))
+
+
+# -- in control groups -------------------------------------------------------------------------------
+
+
+def file(host: FakeHost, name: str) -> str:
+    (found,) = [path for path in host.root.glob(f"sys/fs/cgroup/**/*-*-*-*/{name}") if path.exists()]
+    return found.read_text()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_written_and_taken_back(tmp_path: Path, version: int) -> None:
+    async def scenario() -> None:
+        host = FakeHost(tmp_path / "host", v2=V2) if version == 2 else FakeHost(tmp_path / "host", v1=V1)
+        world = World(tmp_path)
+        world.cgroups = host.detect()
+        qos = {"reservation": "64MiB", "limit": "512MiB", "swap": "never"}
+        async with world.daemon() as ctx:
+            await world.create(spec={"memory": {"size": "256MiB"}, "qos": {"memory": qos}})
+            assert set(enforce(ctx)[world.machine().plan.uid].values()) == {""}
+            if version == 2:
+                assert file(host, "memory.min") == str(64 * MiB)
+                assert file(host, "memory.max") == str(512 * MiB)
+                assert file(host, "memory.high") == str(496 * MiB)
+                assert file(host, "memory.swap.max") == "0"
+                parent = world.cgroups.bases["memory"].path
+                assert (parent / "memory.min").read_text() == str(64 * MiB)
+            else:
+                assert file(host, "memory.limit_in_bytes") == str(512 * MiB)
+                assert file(host, "memory.soft_limit_in_bytes") == str(64 * MiB)
+                assert file(host, "memory.swappiness") == "0"
+            changed = ctx.records["web"]
+            ctx.records["web"] = changed.model_copy(update={"spec": spec()})
+            enforce(ctx)
+            if version == 2:
+                assert (file(host, "memory.min"), file(host, "memory.max")) == ("0", "max")
+                assert file(host, "memory.swap.max") == "max"
+            else:
+                assert file(host, "memory.limit_in_bytes") == "-1"
+                assert file(host, "memory.swappiness") == "60"
+
+    run(scenario())
+
+
+def test_a_group_that_is_gone_or_refuses(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        host, world = FakeHost(tmp_path / "host", v2=V2), World(tmp_path)
+        world.cgroups = host.detect()
+        async with world.daemon() as ctx:
+            await world.create(spec={"qos": {"memory": {"reservation": "64MiB"}}})
+            uid = world.machine().plan.uid
+            host.fail["memory.min"] = errno.EIO
+            ctx.records["web"] = ctx.records["web"].model_copy(update={"spec": spec(reservation="32MiB")})
+            assert "Cannot set memory.min" in enforce(ctx)[uid]["memory"]
+            host.fail.clear()
+            assert enforce(ctx)[uid]["memory"] == ""
+            group = world.cgroups.get(uid)
+            assert group is not None
+            for path in group.paths:
+                host.end(world.machine().pid)
+                host.destroy(path)
+            assert enforce(ctx)[uid]["memory"] == "its control group was removed"
+
+    run(scenario())
+
+
+def test_without_groups_only_who_asked_is_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        world = World(tmp_path)
+        async with world.daemon() as ctx:
+            await world.create("plain")
+            await world.create("asks", spec={"qos": {"memory": {"swap": "never"}}})
+            told = {name: enforce(ctx)[ctx.records[name].uid]["memory"] for name in ("plain", "asks")}
+            assert told["plain"] == "" and told["asks"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"memory.events": "low 0\nhigh 5\nmax 12\noom 1\noom_kill 1\n"}, "at its memory limit"),
+        ({"memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 1\n"}, "the host was out of memory"),
+        ({"memory.events": "low 0\nhigh 0\nmax 3\noom 0\noom_kill 0\n"}, ""),
+        ({}, ""),
+    ],
+)
+def test_who_ended_it(tmp_path: Path, files: dict[str, str], told: str) -> None:
+    host = FakeHost(tmp_path / "host", v2=V2)
+    groups = host.detect()
+    group = groups.create("u-u-u-u")
+    for name, text in files.items():
+        (group.places["memory"].path / name).write_text(text)
+    assert told in why_killed(group) and bool(why_killed(group)) is bool(told)
+
+
+def test_an_end_by_the_kernel_is_not_silent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        host, world = FakeHost(tmp_path / "host", v1=V1), World(tmp_path)
+        world.cgroups = host.detect()
+        async with world.daemon():
+            await world.create()
+            machine = world.machine()
+            group = world.cgroups.get(machine.plan.uid)
+            assert group is not None
+            path = group.places["memory"].path
+            (path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+            (path / "memory.failcnt").write_text("17\n")
+            machine.die(-9)
+            async with asyncio.timeout(5):
+                while (view := await world.repo.view("web")).status.state is not State.STOPPED:
+                    await asyncio.sleep(0.01)
+            assert view.status.ended is not None
+            assert view.status.ended.reason == "out-of-memory"
+            assert "raise qos.memory.limit" in view.status.note
+
+    run(scenario())
