@@ -23,6 +23,7 @@ V2_FILES = {
         "memory.max": "max",
         "memory.swap.max": "max",
         "memory.current": "4096",
+        "memory.swap.current": "0",
     },
     "io": {"io.weight": "default 100"},
 }
@@ -41,6 +42,7 @@ V1_FILES = {
         "memory.soft_limit_in_bytes": "-1",
         "memory.usage_in_bytes": "4096",
         "memory.swappiness": "60",
+        "memory.stat": "cache 0\nrss 4096\nswap 0\n",
     },
     "blkio": {"blkio.bfq.weight": "100"},
 }
@@ -166,7 +168,7 @@ class FakeHost:
             (path / _CONTROLLERS).write_text(" ".join(has))
             (path / _SUBTREE).write_text("")
             files = {"cpu.stat": "usage_usec 2500000\nnr_throttled 0\nthrottled_usec 0\n"}
-            for name in has:
+            for name in () if top else has:  # the kernel's own group is bounded by nothing
                 files |= V2_FILES.get(name, {})
         else:
             for name in self._v1_name(path).split(","):

@@ -8,6 +8,7 @@ import pytest
 
 from innkeeper.spec.instance import InstanceSpec, InstanceStatus, InstanceUpdate
 from innkeeper.spec.livechange import LIVE, effects
+from innkeeper.spec.qos import MemoryQosUpdate
 
 
 def spec(**fields: Any) -> InstanceSpec:
@@ -56,4 +57,6 @@ def test_the_update_has_what_may_change_live() -> None:
         inner = [kind for kind in getattr(field.annotation, "__args__", ()) if hasattr(kind, "model_fields")]
         paths |= {f"{name}.{below}" for kind in inner for below in kind.model_fields} or {name}
     # What is in a list, or has parts that can be taken away, is changed by the whole spec (apply).
-    assert paths == set(LIVE) - {"disks.*.qos", "qos.disk", "qos.memory.balloon"}
+    of_memory = {path for path in LIVE if path.startswith("qos.memory.")}
+    assert paths == set(LIVE) - {"disks.*.qos", "qos.disk"} - of_memory | {"qos.memory"}
+    assert of_memory == {f"qos.memory.{name}" for name in MemoryQosUpdate.model_fields}

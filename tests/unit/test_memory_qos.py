@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from api_harness import FACTS, HOST
+from pydantic import ValidationError
 
 from fakes.cgroups import FakeHost
 from fakes.world import World
@@ -20,11 +22,15 @@ from innkeeper.agent.qos.memory import (
     limit_now,
     low_bytes,
     most_bytes,
-    needs_group,
     over_limit,
+    report,
     settings,
     why_killed,
 )
+from innkeeper.control import memoryadmission
+from innkeeper.control.overcommit import check_reservation
+from innkeeper.drivers import cgrouptree
+from innkeeper.drivers.cgroupfiles import SystemFiles
 from innkeeper.drivers.cgroupvalues import (
     MemoryHigh,
     MemoryLow,
@@ -34,6 +40,8 @@ from innkeeper.drivers.cgroupvalues import (
     Swappiness,
     writes,
 )
+from innkeeper.errors import SpecError, Unsupported
+from innkeeper.spec.host import QosSupport
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, State, Wanted
 from innkeeper.spec.qos import MemoryQos
 from innkeeper.units import GiB, MiB
@@ -144,8 +152,87 @@ def test_a_host_with_1000_vms() -> None:
 
 
 def test_the_balloon_takes_no_control_group() -> None:
-    assert not needs_group(MemoryQos(balloon="never"))
-    assert needs_group(MemoryQos(swap="never")) and needs_group(MemoryQos(limit=GiB))
+    assert not MemoryQos(balloon="never").in_groups()
+    assert MemoryQos(swap="never").in_groups() and MemoryQos(limit=GiB).in_groups()
+
+
+# -- what is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("memory", "limit", "told"),
+    [
+        ({"size": "256MiB"}, "128MiB", "QEMU alone may take 65.0 MiB"),
+        ({"size": "256MiB"}, "129MiB", ""),
+        ({"size": "16MiB"}, "81MiB", ""),
+        ({"size": "16MiB"}, "64MiB", "lives with no less than 16.0 MiB"),
+        ({"size": "256MiB", "locked": True}, "256MiB", "taken whole: 321 MiB"),
+        ({"size": "256MiB", "locked": True}, "321MiB", ""),
+        ({"size": "256MiB", "hugepages": "2MiB"}, "65MiB", ""),
+        ({"size": "256MiB", "hugepages": "2MiB"}, "64MiB", "QEMU alone"),
+    ],
+)
+def test_a_limit_nothing_lives_with_is_refused(memory: dict[str, Any], limit: str, told: str) -> None:
+    asked = InstanceSpec.model_validate(
+        {"image": "tiny", "memory": memory, "qos": {"memory": {"limit": limit}}}
+    )
+    if not told:
+        check_reservation(asked)
+        return
+    with pytest.raises(SpecError, match=told) as refused:
+        check_reservation(asked)
+    assert "give at least" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("qos", "field"),
+    [
+        ({"reservation": "512MiB", "limit": "256MiB"}, "reservation"),
+        ({"limit": "-1"}, "limit"),
+        ({"limit": "1.5 cores"}, "limit"),
+        ({"swap": "sometimes"}, "swap"),
+        ({"shares": 0}, "shares"),
+    ],
+)
+def test_nonsense_is_refused(qos: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError, match=field):
+        spec(**qos)
+
+
+def test_what_is_given_up_with_an_empty_value() -> None:
+    assert MemoryQos.model_validate({"limit": "", "reservation": "", "swap": ""}) == MemoryQos()
+
+
+def refusal(asked: InstanceSpec, **support: Any) -> str:
+    facts = FACTS.model_copy(update={"qos": QosSupport(**support)})
+    found = memoryadmission.objections(asked, HOST.model_copy(update={"facts": facts}))
+    return " ".join(one.reason + one.hint for one in found)
+
+
+def test_what_a_host_has_no_word_for_is_refused() -> None:
+    without = {"memory": "no group may be made in /x: Permission denied", "hint": "systemd-run ..."}
+    assert refusal(spec(), **without) == refusal(spec(balloon="never"), **without) == ""
+    for qos in ({"limit": "256MiB"}, {"reservation": "64MiB"}, {"swap": "never"}, {"shares": "high"}):
+        told = refusal(spec(**qos), **without)
+        assert "Permission denied" in told and "systemd-run" in told
+    # Locked memory is kept by itself.
+    locked = {"image": "tiny", "memory": {"size": "64MiB", "locked": True}}
+    kept = InstanceSpec.model_validate(locked | {"qos": {"memory": {"reservation": "64MiB"}}})
+    assert refusal(kept, **without) == ""
+    # Swap alone can be bounded under v2.
+    assert "qos.memory.limit" in refusal(spec(swap="64MiB"), memory_version=1)
+    assert refusal(spec(swap="64MiB"), memory_version=2) == ""
+    assert refusal(spec(swap="64MiB", limit="256MiB"), memory_version=1) == ""
+
+
+def test_what_a_vm_was_promised_before_is_not_asked_about_again() -> None:
+    facts = FACTS.model_copy(update={"qos": QosSupport(memory="none here")})
+    host = HOST.model_copy(update={"facts": facts})
+    has = record("a", spec(limit="256MiB")).model_copy(update={"host": host.name})
+    memoryadmission.refuse_change(has, spec("512MiB", limit="256MiB"), [host])
+    memoryadmission.refuse_change(has, spec(), [host])
+    with pytest.raises(Unsupported, match="none here"):
+        memoryadmission.refuse_change(has, spec(limit="255MiB"), [host])
 
 
 # -- in control groups -------------------------------------------------------------------------------
@@ -212,6 +299,51 @@ def test_a_group_that_is_gone_or_refuses(tmp_path: Path) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_told_of_a_vm(tmp_path: Path, version: int) -> None:
+    async def scenario() -> None:
+        host = FakeHost(tmp_path / "host", v2=V2) if version == 2 else FakeHost(tmp_path / "host", v1=V1)
+        world = World(tmp_path)
+        world.cgroups = host.detect()
+        async with world.daemon() as ctx:
+            asked = {"reservation": "64MiB", "limit": "160MiB", "swap": "64MiB"}
+            await world.create(spec={"memory": {"size": "256MiB"}, "qos": {"memory": asked}})
+            enforce(ctx)
+            group = world.cgroups.get(world.machine().plan.uid)
+            assert group is not None
+            place = group.places["memory"].path
+            if version == 2:
+                (place / "memory.swap.current").write_text("12288\n")
+            else:
+                (place / "memory.stat").write_text("cache 1\nrss 2\nswap 12288\n")
+            said = report(ctx, ctx.records["web"])
+            assert (said.used, said.swapped, said.not_in_force) == (4096, 12288, "")
+            assert (said.limit, said.swap) == (160 * MiB, 64 * MiB)
+            assert said.kept_by == ("min" if version == 2 else "not-swapped")
+            # More than its limit, as after it was lowered: said until it is there.
+            used = "memory.current" if version == 2 else "memory.usage_in_bytes"
+            (place / used).write_text(str(200 * MiB))
+            assert "it has 200 MiB, the limit is 160 MiB" in report(ctx, ctx.records["web"]).not_in_force
+            assert set(enforce(ctx)[group.uid].values()) == {""}
+            written = int(file(host, "memory.max" if version == 2 else "memory.limit_in_bytes"))
+            assert written >= 160 * MiB
+
+    run(scenario())
+
+
+def test_a_guarantee_below_a_group_that_keeps_nothing_is_none(tmp_path: Path) -> None:
+    """As of a user's systemd: memory.min of user@.service is 0 unless an administrator says otherwise."""
+    folder = tmp_path / "user.slice/user@1000.service/innkeeper"
+    folder.mkdir(parents=True)
+    files = SystemFiles()
+    assert cgrouptree.protected(folder, files) is None
+    (tmp_path / "user.slice/memory.min").write_text("1048576\n")
+    (tmp_path / "user.slice/user@1000.service/memory.min").write_text("max\n")
+    assert cgrouptree.protected(folder, files) == 1048576
+    (tmp_path / "user.slice/user@1000.service/memory.min").write_text("0\n")
+    assert cgrouptree.protected(folder, files) == 0
+
+
 def test_without_groups_only_who_asked_is_told(tmp_path: Path) -> None:
     async def scenario() -> None:
         world = World(tmp_path)
@@ -228,7 +360,7 @@ def test_without_groups_only_who_asked_is_told(tmp_path: Path) -> None:
     ("files", "told"),
     [
         ({"memory.events": "low 0\nhigh 5\nmax 12\noom 1\noom_kill 1\n"}, "at its memory limit"),
-        ({"memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 1\n"}, "the host was out of memory"),
+        ({"memory.events": "low 0\nhigh 0\nmax 7\noom 0\noom_kill 1\n"}, "was out of memory"),
         ({"memory.events": "low 0\nhigh 0\nmax 3\noom 0\noom_kill 0\n"}, ""),
         ({}, ""),
     ],

@@ -47,10 +47,13 @@ def _machines(facts: dict[str, Any]) -> str:
     return ", ".join([*known, f"{len(facts.get('machine_types', ()))} in all (--json)"])
 
 
-def _qos(told: dict[str, str]) -> list[tuple[str, str]]:
+def _qos(told: dict[str, Any]) -> list[tuple[str, str]]:
     """What can be promised of each resource here; how to get the rest is said once."""
+    kept = "reservation (what has one is not swapped out; cgroup v1 guarantees no more)"
+    kept = kept if told.get("memory_version") == 1 else "reservation"
+    can = {"memory": f"shares, {kept}, limit, swap"}
     lines = [
-        (f"qos of {name}", f"no: {told[key]}" if told[key] else "shares, reservation, limit")
+        (f"qos of {name}", f"no: {told[key]}" if told[key] else can.get(key, "shares, reservation, limit"))
         for key, name in (("cpu", "CPU"), ("memory", "memory"), ("io", "disks"))
         if key in told
     ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from innkeeper.control.forking import COPY_OVERHEAD_BYTES
 from innkeeper.control.lifecycle import is_active
@@ -24,7 +25,10 @@ from innkeeper.spec.instance import InstanceRecord, InstanceSpec, private_bytes
 from innkeeper.spec.metrics import MemoryMetrics, Metrics
 from innkeeper.spec.overcommit import Account, CpuAccount, MemoryAccount, kept_bytes
 from innkeeper.store.view import InstanceView
-from innkeeper.units import format_size, human_size
+from innkeeper.units import MiB, format_size, human_size
+
+# What Linux and a small program need; images say more (min_memory), but not what can be swapped out.
+LEAST_GUEST_BYTES: Final = 64 * MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,12 @@ def with_growth(metrics: Metrics, views: Iterable[InstanceView]) -> Metrics:
     )
 
 
+def least_limit(spec: InstanceSpec) -> int:
+    """Below it a limit would only end the VM: QEMU, and what the smallest guests live with."""
+    need, ram = memory_needed(spec), ordinary_ram(spec)
+    return need if ram and spec.memory.dedicated else need - ram + min(ram, LEAST_GUEST_BYTES)
+
+
 def check_reservation(spec: InstanceSpec) -> None:
     """Raises SpecError for a promise that nothing could use, or a limit nothing could live with."""
     memory, need = spec.qos.memory, memory_needed(spec)
@@ -133,6 +143,20 @@ def check_reservation(spec: InstanceSpec) -> None:
             f"{human_size(need + more)}, guest RAM and QEMU together",
             hint="reserve at most memory.size",
             details={"field": ["spec", "qos", "memory", "reservation"]},
+        )
+    least = least_limit(spec)
+    if memory.limit is not None and memory.limit < least:
+        ram = ordinary_ram(spec)
+        why = (
+            f"its memory is taken whole: {human_size(need)}, guest RAM and QEMU together"
+            if ram and spec.memory.dedicated
+            else f"QEMU alone may take {human_size(need - ram)}"
+            + (f", and a guest lives with no less than {human_size(least - need + ram)}" if ram else "")
+        )
+        raise SpecError(
+            f"A memory limit of {format_size(memory.limit)} would end it: {why}",
+            hint=f"give at least {format_size(-(-least // MiB) * MiB)}",
+            details={"field": ["spec", "qos", "memory", "limit"]},
         )
 
 

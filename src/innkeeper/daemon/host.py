@@ -121,7 +121,8 @@ def _binary(facts: host_facts.HostFacts, architecture: str) -> host_facts.QemuBi
 def _qos(cgroups: Cgroups) -> QosSupport:
     cpu, memory, io = cgroups.why_not("cpu"), cgroups.why_not("memory"), cgroups.why_not("io")
     hint = how_to_get(os.geteuid() == 0) if cpu or memory or io else ""
-    return QosSupport(cpu=cpu, memory=memory, io=io, hint=hint)
+    base = cgroups.bases.get("memory")
+    return QosSupport(cpu=cpu, memory=memory, io=io, memory_version=base.version if base else 0, hint=hint)
 
 
 def _foreign(facts: host_facts.HostFacts) -> dict[str, ForeignQemu]:

@@ -313,6 +313,11 @@ class Cgroups:
                     self.files.write(base.path / name, str(size))
                     self._protected[name] = size
 
+    def protected_above(self) -> int | None:
+        """What the groups above all VMs keep at most, under v2; None where nothing bounds that."""
+        base = self.bases.get("memory")
+        return None if base is None or base.version == 1 else cgrouptree.protected(base.path, self.files)
+
     def _weigh(self) -> None:
         base = self.bases.get("cpu")
         if base is not None and self._weight is not None:

@@ -179,6 +179,20 @@ def of_process(root: Path, pid: int, uid: str) -> dict[Controller, Path]:
     return found
 
 
+def protected(path: Path, files: Files) -> int | None:
+    """The least memory.min of the groups above this one, since each bounds what is kept below it
+    (cgroup-v2.rst); None at the top, whose group has none."""
+    least: int | None = None
+    for above in path.parents:
+        try:
+            text = files.read(above / "memory.min").strip()
+        except OSError:
+            break
+        if text.isdigit():
+            least = int(text) if least is None else min(least, int(text))
+    return least
+
+
 def running(root: Path) -> int:
     """How many processes run or could, now (proc_stat(5), procs_running)."""
     for line in _lines(root / "proc/stat"):

@@ -87,10 +87,12 @@ class SwapMax:
 
 @dataclass(frozen=True)
 class Swappiness:
-    """v1 only: how readily its memory is swapped out, 0 to 100; None: as the host does by itself. At 0 it is
-    not, but by a host that would end a process otherwise. v2 says all of this with SwapMax."""
+    """v1 only: how readily its memory is swapped out, 0 to 100. At 0 it is
+    not, but by a host that would end a process otherwise; None: as the host does, `usual`. v2 says all of
+    this with SwapMax."""
 
     value: int | None
+    usual: int = SWAPPINESS_DEFAULT
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ def _v1(setting: Setting) -> tuple[Write, ...]:
             total = None if most is None or memory is None else memory + most
             text = _or_minus_1(total)
             return (_one("memory", "memory.memsw.limit_in_bytes", text, needed=total is not None),)
-        case Swappiness(value):
-            text = str(SWAPPINESS_DEFAULT if value is None else value)
+        case Swappiness(value, usual):
+            text = str(usual if value is None else value)
             return (_one("memory", "memory.swappiness", text, needed=value is not None),)
         case IoWeight(weight):
             return (Write("io", (("blkio.bfq.weight", _bfq(weight)), ("blkio.weight", _bfq(weight)))),)

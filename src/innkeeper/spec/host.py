@@ -54,6 +54,9 @@ class QosSupport(Model):
     cpu: str = ""
     memory: str = ""
     io: str = ""
+    memory_version: Literal[0, 1, 2] = Field(
+        default=0, description="Of the control groups that bound memory: 1 guarantees none. 0: not known."
+    )
     hint: str = Field(default="", description="How to get what is missing; empty: nothing is.")
 
 

@@ -42,6 +42,14 @@ def _or_none(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _or_nothing(value: Any) -> Any:
+    return 0 if value == "" else value
+
+
+def _or_auto(value: Any) -> Any:
+    return "auto" if value == "" else value
+
+
 # In thousandths of a core. Always written as text: a plain number read back would be one of cores.
 Cores = Annotated[int, BeforeValidator(_cores), PlainSerializer(format_cores, return_type=str)]
 Shares = Annotated[ShareWord | Annotated[int, Field(ge=MIN_SHARES, le=MAX_SHARES)], BeforeValidator(_shares)]
@@ -91,14 +99,14 @@ class MemoryQos(Model):
     shares: Shares = Field(
         default="normal", description="low, normal or high, or a number: who keeps more when memory is short."
     )
-    reservation: Size = Field(
+    reservation: Annotated[Size, BeforeValidator(_or_nothing)] = Field(
         default=0, description="Memory of the host it keeps whatever happens: never ballooned or swapped."
     )
     limit: Annotated[Size | None, BeforeValidator(_or_none)] = Field(
         default=None,
         description="Memory of the host it may take, guest RAM and QEMU together. Default: what it needs.",
     )
-    swap: Literal["auto", "never"] | Size = Field(
+    swap: Annotated[Literal["auto", "never"] | Size, BeforeValidator(_or_auto)] = Field(
         default="auto",
         description="`auto`: swapped out when the host is pressed; `never`; or up to so much.",
     )
@@ -110,6 +118,13 @@ class MemoryQos(Model):
         description="Its guest gives back at once what it frees, unasked (free page reporting). It cannot be"
         " forked while it runs then, nor its memory saved.",
     )
+
+    def in_groups(self) -> bool:
+        """Whether anything of it takes a control group; the balloon does not."""
+        plain = MemoryQos()
+        return (self.shares, self.reservation, self.limit, self.swap) != (
+            plain.shares, plain.reservation, plain.limit, plain.swap,
+        )  # fmt: skip
 
     def fits(self, *, dedicated: bool) -> None:
         """Raises ValueError where memory that is `dedicated` would be given back."""
@@ -141,8 +156,21 @@ class Qos(Model):
     disk: Annotated[DiskQos, BeforeValidator(lambda value: {} if value == "" else value)] = DiskQos()
 
 
+class MemoryQosUpdate(Model):
+    """Values as a person writes them; the whole they make is checked."""
+
+    shares: str | int | None = Field(default=None, description="low, normal, high or a number.")
+    reservation: str | int | None = Field(default=None, description="Memory of the host, such as 256MiB.")
+    limit: str | int | None = Field(
+        default=None, description="Memory of the host; empty text: no limit any more."
+    )
+    swap: str | int | None = Field(default=None, description="auto, never, or how much at most.")
+    balloon: Literal["auto", "never"] | None = Field(default=None, description="Whether it gives any.")
+
+
 class QosUpdate(Model):
     cpu: CpuQosUpdate | None = None
+    memory: MemoryQosUpdate | None = None
 
 
 class CpuReport(Model):
@@ -157,7 +185,27 @@ class CpuReport(Model):
     not_in_force: str = Field(default="", description="Why not; empty: it is as it says, or does not run.")
 
 
+class MemoryReport(Model):
+    """What memory of the host a VM is promised. Sizes in bytes."""
+
+    shares: int = Field(description="For each MiB it was given.")
+    reservation: int
+    limit: int | None = Field(description="null: none.")
+    swap: Literal["auto", "never"] | int = Field(description="As in the spec; a number: so much at most.")
+    used: int | None = Field(
+        default=None, description="What the kernel has in its account, page cache included; null: not known."
+    )
+    swapped: int | None = Field(default=None, description="What of it is in swap; null: not known.")
+    kept_by: Literal["", "min", "not-swapped"] = Field(
+        default="",
+        description="How its reservation is kept: by the kernel's guarantee (memory.min), or by swapping"
+        " nothing of it out, under cgroup v1. Empty: it has none, or is not in force.",
+    )
+    not_in_force: str = Field(default="", description="Why not; empty: it is as it says, or does not run.")
+
+
 class QosReport(Model):
     """What a VM is promised, and what of that is in force."""
 
     cpu: CpuReport
+    memory: MemoryReport

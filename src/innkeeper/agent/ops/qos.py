@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from innkeeper.agent.context import Context, Running
+from innkeeper.agent.qos import memory
 from innkeeper.agent.qos.enforce import enforce
 from innkeeper.errors import Failed
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
@@ -31,5 +32,6 @@ def report(ctx: Context, record: InstanceRecord) -> QosReport:
             limit=None if qos.limit is None else format_cores(qos.limit),
             entitlement=round(ctx.cpu_entitled.get(record.uid, 0.0), 3) if runs else None,
             not_in_force=status.qos.get("cpu", "") if runs else "",
-        )
+        ),
+        memory=memory.report(ctx, record),
     )

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from innkeeper.agent import sysfs
 from innkeeper.agent.context import Context
 from innkeeper.drivers.cgroup import Group
 from innkeeper.drivers.cgroupvalues import (
+    SWAPPINESS_DEFAULT,
     MemoryHigh,
     MemoryLow,
     MemoryMax,
@@ -32,9 +34,9 @@ from innkeeper.drivers.cgroupvalues import (
     Swappiness,
     Version,
 )
-from innkeeper.spec.instance import InstanceRecord, InstanceSpec
+from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus
 from innkeeper.spec.overcommit import kept_bytes
-from innkeeper.spec.qos import MemoryQos, share_number
+from innkeeper.spec.qos import MemoryQos, MemoryReport, share_number
 from innkeeper.spec.sharing import Claim, entitlements
 from innkeeper.units import MiB, human_size
 
@@ -52,11 +54,12 @@ HIGH_LEAST_BYTES: Final = 8 * MiB
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """Of the group at this moment. `swap`: whether the host has any."""
+    """Of the group at this moment. `swap`: whether the host has any. `swappiness`: the host's own."""
 
     version: Version
     used_bytes: int | None
     swap: bool
+    swappiness: int = SWAPPINESS_DEFAULT
 
 
 def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
@@ -67,27 +70,18 @@ def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
     if base is None:
         # Without a group nothing can be kept; who was promised something is told so.
         return {
-            uid: (MemoryMin(0),) if needs_group(record.spec.qos.memory) else ()
+            uid: (MemoryMin(0),) if record.spec.qos.memory.in_groups() else ()
             for uid, record in records.items()
         }
     host = sysfs.meminfo(sysfs.HOST_ROOT)
     low = low_bytes(records, host.get("MemTotal", 0))
     reserved = sum(reservation_of(record.spec) for record in records.values())
     ctx.cgroups.protect(reserved, max(reserved, sum(low.values())))
+    bare = Now(base.version, None, host.get("SwapTotal", 0) > 0, swappiness())
     return {
-        uid: settings(
-            record.spec, low[uid], _now(ctx.cgroups.get(uid), base.version, host.get("SwapTotal", 0))
-        )
+        uid: settings(record.spec, low[uid], _now(bare, record, ctx.cgroups.get(uid)))
         for uid, record in records.items()
     }
-
-
-def needs_group(qos: MemoryQos) -> bool:
-    """Whether anything of it takes a control group; the balloon does not."""
-    plain = MemoryQos()
-    return (qos.shares, qos.reservation, qos.limit, qos.swap) != (
-        plain.shares, plain.reservation, plain.limit, plain.swap,
-    )  # fmt: skip
 
 
 def most_bytes(spec: InstanceSpec) -> int:
@@ -139,7 +133,7 @@ def settings(spec: InstanceSpec, low: int, now: Now) -> tuple[Setting, ...]:
         MemoryLow(max(low, reserved)),
         MemoryMax(limit),
         SwapMax(_swap_bytes(qos) if isinstance(qos.swap, int) else None, limit),
-        Swappiness(0 if held else None),
+        Swappiness(0 if held else None, usual=now.swappiness),
     )
 
 
@@ -168,8 +162,54 @@ def _swap_bytes(qos: MemoryQos) -> int | None:
     return 0 if qos.swap == "never" else int(qos.swap)
 
 
-def _now(group: Group | None, version: Version, swap_bytes: int) -> Now:
-    return Now(version, group.memory_bytes() if group else None, swap_bytes > 0)
+def _now(bare: Now, record: InstanceRecord, group: Group | None) -> Now:
+    if group is None or record.spec.qos.memory.limit is None:
+        return bare
+    return replace(bare, used_bytes=group.memory_bytes())
+
+
+def swappiness(root: Path = sysfs.HOST_ROOT) -> int:
+    """How readily the host swaps, which is what a group without a policy of its own does, too."""
+    text = sysfs.read_text(root / "proc/sys/vm/swappiness").strip()
+    return int(text) if text.isdigit() else SWAPPINESS_DEFAULT
+
+
+def swapped_bytes(group: Group) -> int | None:
+    """What of a group's memory is in swap; None where the kernel does not say."""
+    if group.version("memory") == 2:
+        text = (group.read("memory", "memory.swap.current") or "").strip()
+        return int(text) if text.isdigit() else None
+    return group.counts("memory", "memory.stat").get("swap")
+
+
+def report(ctx: Context, record: InstanceRecord) -> MemoryReport:
+    """What it is promised, what it has, and what of that is in force."""
+    qos, status = record.spec.qos.memory, ctx.statuses.get(record.uid, InstanceStatus())
+    group = ctx.cgroups.get(record.uid) if record.uid in ctx.running else None
+    known = MemoryReport(
+        shares=share_number(qos.shares), reservation=qos.reservation, limit=qos.limit, swap=qos.swap
+    )
+    if record.uid not in ctx.running:
+        return known
+    version = group.version("memory") if group else None
+    why = status.qos.get("memory", "")
+    if group is not None and version is not None and not why:
+        swap = sysfs.meminfo(sysfs.HOST_ROOT).get("SwapTotal", 0) > 0
+        above = ctx.cgroups.protected_above()
+        promised = sum(reservation_of(one.spec) for one in ctx.records.values() if one.uid in ctx.running)
+        if qos.reservation and above is not None and above < promised:
+            why = f"the control groups above all VMs keep only {human_size(above)} (their memory.min)"
+        else:
+            why = over_limit(record.spec, Now(version, group.memory_bytes(), swap))
+    held = qos.reservation > 0 and not why
+    return known.model_copy(
+        update={
+            "used": group.memory_bytes() if group else None,
+            "swapped": swapped_bytes(group) if group else None,
+            "kept_by": ("min" if version == 2 else "not-swapped") if held and version else "",
+            "not_in_force": why,
+        }
+    )
 
 
 def why_killed(group: Group) -> str:
@@ -177,7 +217,8 @@ def why_killed(group: Group) -> str:
     the group is removed."""
     if group.version("memory") == 2:
         events = group.counts("memory", "memory.events")
-        killed, reached = events.get("oom_kill", 0), events.get("max", 0) + events.get("oom", 0)
+        # Of a host without memory it counts the end alone (mm/memcontrol.c, MEMCG_OOM).
+        killed, reached = events.get("oom_kill", 0), events.get("oom", 0)
     else:
         killed = group.counts("memory", "memory.oom_control").get("oom_kill", 0)
         text = (group.read("memory", "memory.failcnt") or "").strip()
@@ -185,5 +226,11 @@ def why_killed(group: Group) -> str:
     if not killed:
         return ""
     if reached:
-        return "the kernel ended it at its memory limit; raise qos.memory.limit, or let its balloon work"
-    return "the kernel ended it: the host was out of memory; reserve memory for it, or give out less"
+        return (
+            "the kernel ended it at its memory limit; raise qos.memory.limit, let it swap"
+            " (qos.memory.swap) or let its balloon work"
+        )
+    return (
+        "the kernel ended it: the host, or a control group above all VMs, was out of memory;"
+        " reserve memory for it (qos.memory.reservation), or give out less"
+    )

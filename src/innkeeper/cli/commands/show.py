@@ -111,6 +111,7 @@ def _qos(qos: dict[str, Any]) -> list[tuple[str, str]]:
     """What it is promised of each resource, what that comes to now, and what is not in force."""
     if not (cpu := qos.get("cpu")):
         return []
+    kept = _memory_qos(qos.get("memory") or {})
     said = [f"{cpu['shares']} shares"]
     if cpu["reservation"] != "0":
         said.append(f"{cpu['reservation']} reserved")
@@ -119,7 +120,25 @@ def _qos(qos: dict[str, Any]) -> list[tuple[str, str]]:
     if cpu["entitlement"] is not None:
         said.append(f"{cpu['entitlement']:g} of the host when all are busy")
     told = f"{', '.join(said)}{'; NOT in force: ' + cpu['not_in_force'] if cpu['not_in_force'] else ''}"
-    return [("cpu time", told)]
+    return [("cpu time", told), *([("memory kept", kept)] if kept else [])]
+
+
+def _memory_qos(memory: dict[str, Any]) -> str:
+    """Empty where nothing was asked for and nothing is swapped out."""
+    said = [f"shares {memory['shares']}"] if memory.get("shares", 1000) != 1000 else []
+    if memory.get("reservation"):
+        how = " (not swapped out; cgroup v1 guarantees no more)" if memory["kept_by"] == "not-swapped" else ""
+        said.append(f"{human_size(memory['reservation'])} reserved{how}")
+    if memory.get("limit") is not None:
+        used = f", {human_size(memory['used'])} used" if memory["used"] is not None else ""
+        said.append(f"at most {human_size(memory['limit'])}{used}")
+    if memory.get("swap", "auto") != "auto":
+        swap = memory["swap"]
+        said.append("never swapped" if swap == "never" else f"at most {human_size(swap)} swapped")
+    if memory.get("swapped"):
+        said.append(f"{human_size(memory['swapped'])} in swap now")
+    told = ", ".join(said)
+    return f"{told}; NOT in force: {memory['not_in_force']}" if memory.get("not_in_force") else told
 
 
 def _balloon(status: dict[str, Any]) -> str:
