@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from api_harness import FACTS, HOST
@@ -15,8 +16,10 @@ from pydantic import ValidationError
 from fakes.cgroups import FakeHost
 from fakes.world import World
 from helpers import run
+from innkeeper.agent.context import Running
 from innkeeper.agent.qos.enforce import enforce
 from innkeeper.agent.qos.memory import (
+    PATIENCE_S,
     STEP_BYTES,
     Now,
     limit_now,
@@ -25,8 +28,10 @@ from innkeeper.agent.qos.memory import (
     over_limit,
     report,
     settings,
+    waits,
     why_killed,
 )
+from innkeeper.agent.tune.balloon import View
 from innkeeper.control import memoryadmission
 from innkeeper.control.overcommit import check_reservation
 from innkeeper.drivers import cgrouptree
@@ -40,7 +45,9 @@ from innkeeper.drivers.cgroupvalues import (
     Swappiness,
     writes,
 )
+from innkeeper.engine.base import Machine
 from innkeeper.errors import SpecError, Unsupported
+from innkeeper.guest.agent import GuestAgent
 from innkeeper.spec.host import QosSupport
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, State, Wanted
 from innkeeper.spec.qos import MemoryQos
@@ -111,6 +118,42 @@ def test_lowering_a_limit_ends_nobody(used: int | None, swap: bool, expected: in
     assert (told == "") is (used is None or used <= 256 * MiB)
     if used == 1024 * MiB:
         assert "it has 1.0 GiB, the limit is 256 MiB" in told and ("no swap" in told) is not swap
+
+
+def test_without_swap_a_limit_is_approached_as_the_vm_gets_smaller_and_never_goes_back() -> None:
+    limits, in_force = [], None
+    for used in (300, 290, 310, 280, 150):
+        in_force = limit_now(256 * MiB, Now(2, used * MiB, False, in_force=in_force))
+        assert in_force is not None
+        limits.append(in_force // MiB)
+    assert limits == [308, 298, 298, 288, 256]
+    assert limit_now(256 * MiB, Now(2, 300 * MiB, False, patient=True)) is None
+    assert "balloon" in over_limit(spec(limit="256MiB"), Now(2, 100 * MiB, False, patient=True))
+
+
+def test_a_balloon_has_a_while_to_reach_the_limit() -> None:
+    asked = spec(limit="200MiB")
+    there = Running(cast(Machine, None), "u", cast(GuestAgent, None))
+    assert waits(asked, None, 0.0)  # about to start
+    assert waits(asked, there, 100.0)  # not heard of yet
+    seen = View("follows", "", 256 * MiB, 256 * MiB, 256 * MiB)
+    for view, expected in (
+        (seen, True),
+        (replace(seen, left=137 * MiB), True),
+        (replace(seen, left=136 * MiB), False),
+        (replace(seen, standing="barred"), False),
+        (replace(seen, standing="silent"), True),
+        (replace(seen, standing="silent", overdue=True), False),
+        (replace(seen, standing="ignores"), False),
+    ):
+        there.balloon = view
+        assert waits(asked, there, 110.0) is expected, view
+    there.balloon = seen
+    assert waits(asked, there, 100.0 + PATIENCE_S)
+    assert not waits(asked, there, 100.1 + PATIENCE_S)
+    assert waits(spec(limit="190MiB"), there, 300.0)  # another one: from now on
+    for other in (spec(limit="321MiB"), spec(limit="200MiB", balloon="never"), spec()):
+        assert not waits(other, there, 100.0)
 
 
 def test_a_lower_limit_is_reached_step_by_step() -> None:
@@ -306,7 +349,7 @@ def test_what_is_told_of_a_vm(tmp_path: Path, version: int) -> None:
         world = World(tmp_path)
         world.cgroups = host.detect()
         async with world.daemon() as ctx:
-            asked = {"reservation": "64MiB", "limit": "160MiB", "swap": "64MiB"}
+            asked = {"reservation": "64MiB", "limit": "160MiB", "swap": "64MiB", "balloon": "never"}
             await world.create(spec={"memory": {"size": "256MiB"}, "qos": {"memory": asked}})
             enforce(ctx)
             group = world.cgroups.get(world.machine().plan.uid)

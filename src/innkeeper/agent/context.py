@@ -98,6 +98,7 @@ class Running:
     woken: bool = False  # from a moment: its clock is of then until its agent has been told
     balloon: View | None = None  # as the balloon controller saw it last
     balloon_asked: bool = False  # its balloon may be on its way somewhere
+    limit_waits: tuple[int, float] | None = None  # a memory limit its balloon is to reach, and since when
     balloon_runs: int = 0  # raised by what makes the controller look at it as if it were new
     asked_to_end: str = ""  # how it is going to end, when a verb ends it
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # set once its end has been noted

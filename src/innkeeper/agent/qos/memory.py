@@ -5,7 +5,8 @@
     shares       v2: memory.low; v1: the soft limit. What the VM is entitled to when all want all of theirs:
                  who has more is reclaimed from first. Only where shares differ; else all are alike anyway
     limit        v2: memory.max, and memory.high a little below, where it is slowed down first; v1: the hard
-                 limit. One that is below what the VM has now is approached, so that lowering it ends nobody
+                 limit. One that is below what the VM has now is approached, so that lowering it ends nobody;
+                 where nothing can be swapped out its balloon has a while to get there
     swap         v2: memory.swap.max; v1: memory.swappiness, or the limit of memory and swap together
 
 Sources: Documentation/admin-guide/cgroup-v2.rst (memory.min, .low, .high, .max, .swap.max, .events),
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from innkeeper.agent import sysfs
-from innkeeper.agent.context import Context
+from innkeeper.agent.context import Context, Running
 from innkeeper.drivers.cgroup import Group
 from innkeeper.drivers.cgroupvalues import (
     SWAPPINESS_DEFAULT,
@@ -49,17 +50,23 @@ STEP_BYTES: Final = 64 * MiB
 # Below the limit by so much a VM is slowed down and reclaimed from: what a busy guest touches in the time
 # that takes.
 HIGH_PART: Final = 32
+# What a balloon has to bring a VM below its limit where it cannot be swapped out: a guest boots within
+# that, and an idle one gives 1/8 of its memory every two seconds.
+PATIENCE_S: Final = 90.0
 HIGH_LEAST_BYTES: Final = 8 * MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """Of the group at this moment. `swap`: whether the host has any. `swappiness`: the host's own."""
+    """Of the group at this moment. `swap`: whether the host has any that it may use. `swappiness`: the
+    host's own. `in_force`: the limit that it has. `patient`: its balloon is on the way to the limit."""
 
     version: Version
     used_bytes: int | None
     swap: bool
     swappiness: int = SWAPPINESS_DEFAULT
+    in_force: int | None = None
+    patient: bool = False
 
 
 def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
@@ -78,10 +85,7 @@ def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
     reserved = sum(reservation_of(record.spec) for record in records.values())
     ctx.cgroups.protect(reserved, max(reserved, sum(low.values())))
     bare = Now(base.version, None, host.get("SwapTotal", 0) > 0, swappiness())
-    return {
-        uid: settings(record.spec, low[uid], _now(bare, record, ctx.cgroups.get(uid)))
-        for uid, record in records.items()
-    }
+    return {uid: settings(record.spec, low[uid], _now(ctx, bare, record)) for uid, record in records.items()}
 
 
 def most_bytes(spec: InstanceSpec) -> int:
@@ -139,20 +143,31 @@ def settings(spec: InstanceSpec, low: int, now: Now) -> tuple[Setting, ...]:
 
 def limit_now(limit: int | None, now: Now) -> int | None:
     """The limit, or on the way to it: as far as its memory can be swapped out meanwhile, and never below
-    what it has, where the kernel would end it. Without swap only the balloon can make it smaller."""
+    what it has, where the kernel would end it. Without swap only the balloon can make it smaller, and has
+    some time for that; then it may not grow any more, and each step down is kept."""
+    if now.patient:
+        return None
     if limit is None or now.used_bytes is None or now.used_bytes <= limit:
         return limit
     page = os.sysconf("SC_PAGE_SIZE")
-    target = now.used_bytes - STEP_BYTES if now.swap else now.used_bytes + HIGH_LEAST_BYTES
+    if now.swap:
+        target = now.used_bytes - STEP_BYTES
+    else:
+        target = now.used_bytes + HIGH_LEAST_BYTES
+        target = target if now.in_force is None else min(target, now.in_force)
     return max(limit, target // page * page)
 
 
 def over_limit(spec: InstanceSpec, now: Now) -> str:
     """Why the limit is not in force yet, or empty."""
     limit = spec.qos.memory.limit
-    if limit is None or now.used_bytes is None or now.used_bytes <= limit:
+    if limit is None or now.used_bytes is None:
         return ""
-    how = "it is being swapped out" if now.swap else "this host has no swap: only its balloon can give back"
+    if now.patient:
+        return f"its balloon is still to bring it below its limit of {human_size(limit)}"
+    if now.used_bytes <= limit:
+        return ""
+    how = "it is being swapped out" if now.swap else "there is no swap for it: only its balloon can give back"
     return f"it has {human_size(now.used_bytes)}, the limit is {human_size(limit)}; {how}"
 
 
@@ -162,10 +177,46 @@ def _swap_bytes(qos: MemoryQos) -> int | None:
     return 0 if qos.swap == "never" else int(qos.swap)
 
 
-def _now(bare: Now, record: InstanceRecord, group: Group | None) -> Now:
-    if group is None or record.spec.qos.memory.limit is None:
+def _now(ctx: Context, bare: Now, record: InstanceRecord) -> Now:
+    group, running = ctx.cgroups.get(record.uid), ctx.running.get(record.uid)
+    qos = record.spec.qos.memory
+    if qos.limit is None or group is None:
         return bare
-    return replace(bare, used_bytes=group.memory_bytes())
+    held = qos.swap in ("never", 0) or (bare.version == 1 and qos.reservation > 0)
+    swap = bare.swap and not held
+    return replace(
+        bare,
+        used_bytes=group.memory_bytes(),
+        swap=swap,
+        in_force=_in_force(group),
+        patient=not swap and waits(record.spec, running, ctx.clock.monotonic()),
+    )
+
+
+def _in_force(group: Group) -> int | None:
+    name = "memory.max" if group.version("memory") == 2 else "memory.limit_in_bytes"
+    text = (group.read("memory", name) or "").strip()
+    # v1 says "no limit" with the largest number of pages there is.
+    return int(text) if text.isdigit() and int(text) < 1 << 60 else None
+
+
+def waits(spec: InstanceSpec, running: Running | None, now: float) -> bool:
+    """Whether a limit below the VM's RAM is still to be reached by its balloon. Without swap the kernel
+    would end a guest that boots, long before its driver is there."""
+    limit = spec.qos.memory.limit
+    ram = most_bytes(spec) - _QEMU_BYTES - spec.memory.size // _QEMU_PART
+    if limit is None or limit >= most_bytes(spec) or not ram or spec.qos.memory.balloon == "never":
+        return False
+    if running is None:
+        return True
+    if running.limit_waits is None or running.limit_waits[0] != limit:
+        running.limit_waits = (limit, now)
+    if now - running.limit_waits[1] > PATIENCE_S or (running.plan is not None and not running.plan.balloon):
+        return False
+    view = running.balloon
+    if view is None or (view.standing == "silent" and not view.overdue):
+        return True
+    return view.standing == "follows" and view.left > limit - _QEMU_BYTES
 
 
 def swappiness(root: Path = sysfs.HOST_ROOT) -> int:
@@ -200,7 +251,7 @@ def report(ctx: Context, record: InstanceRecord) -> MemoryReport:
         if qos.reservation and above is not None and above < promised:
             why = f"the control groups above all VMs keep only {human_size(above)} (their memory.min)"
         else:
-            why = over_limit(record.spec, Now(version, group.memory_bytes(), swap))
+            why = over_limit(record.spec, _now(ctx, Now(version, None, swap), record))
     held = qos.reservation > 0 and not why
     return known.model_copy(
         update={
