@@ -31,6 +31,7 @@ BENCHMARKS: Final = {
     "guestio": "disk and network inside the guest; beside QEMU tuned by hand",
     "balloon": "an idle guest's memory taken under pressure, and given back; deciding for 1,000 VMs",
     "qos_disk": "limits of disks: how near, bursts, shared by two disks, how soon a change holds",
+    "density": "idle forks with a guaranteed working set that the machine carries, before and after KSM",
     "sampling": "reading the counters of 100 VMs, CPU time of one core",
     "daemon": "memory, idle CPU, re-adoption of 100 VMs; beside libvirtd",
     "lab": "nested and shadow paging, page sizes, TCG and KVM in the nested lab; only when named",
