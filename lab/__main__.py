@@ -12,11 +12,12 @@ import time
 from typing import Final
 
 from innkeeper.errors import InnkeeperError
-from lab.nested import LAB_ENVIRONMENT, PATIENCE, ROOT, NestedHost
+from lab.nested import LAB_ENVIRONMENT, ROOT, NestedHost
 from lab.summary import Result, read_junit, status, table
 
 # A hung kernel in the lab must not hang `make lab`.
-_TESTS_S: Final = 1800
+_TESTS_S: Final = 3600
+_TEST_S: Final = 900
 _JUNIT: Final = "/tmp/lab-results.xml"
 
 
@@ -49,9 +50,9 @@ def run_tests(host: NestedHost, arguments: list[str]) -> list[Result]:
     command = shlex.join(["python3", "-m", "pytest", "-v", "-p", "no:cacheprovider", *words])
     script = (
         f"cd {ROOT} && rm -f {_JUNIT} && {LAB_ENVIRONMENT} timeout {_TESTS_S} {command}"
-        f" -o timeout={180 * PATIENCE} -o junit_family=xunit1 --junitxml={_JUNIT}"
+        f" -o timeout={_TEST_S} -o junit_family=xunit1 --junitxml={_JUNIT}"
     )
-    host.run("sh", "-c", script)
+    host.follow(script, _TESTS_S + 60)
     return read_junit(host.fetch(_JUNIT).decode())
 
 

@@ -9,6 +9,7 @@ The source tree goes by the agent, so that it can be brought again into a lab th
 from __future__ import annotations
 
 import compileall
+import gzip
 import hashlib
 import io
 import re
@@ -28,9 +29,9 @@ PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def source_archive() -> bytes:
-    """The tree as it is now, with compiled bytecode: compiling takes a minute in an emulated CPU."""
+    """The tree as it is now, compressed, with bytecode: compiling takes a minute in an emulated CPU."""
     compileall.compile_dir(REPOSITORY / "src", quiet=1)
-    return _tar((path, REPOSITORY / path) for path in _TREE)
+    return gzip.compress(_tar((path, REPOSITORY / path) for path in _TREE), compresslevel=3)
 
 
 def bulk_disk(directory: Path, tiny: Path) -> Path:

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from innkeeper.agent.inspect.access import GuestMemory
 from innkeeper.client.instance import Instance
-from innkeeper.engine.inspection import AddressSpace, Region
-from innkeeper.inspect.paging import End, PagingState, walk
 from vms import forks, monitor
 from vms.bootables import GREETING
 from vms.cli import User
 from vms.daemon import Daemon, stopped_process
 from vms.openapi import Api
 from vms.pagers import PAGERS, TEXT, Pager
+from vms.translations import PAGE, compare_address, compare_all, compare_frame, number, paging_state
 from vms.waiting import eventually
 
 pytestmark = pytest.mark.vm
 Fresh = Callable[..., Daemon]
 Spec = Callable[..., dict[str, Any]]
-PAGE = 4096
-
-
-def number(text: str) -> int:
-    return int(text, 16)
 
 
 def vm_of(daemon: Daemon, name: str) -> Instance:
     return daemon.client.instances.handle(name)
-
-
-def host_page(pid: int, address: int) -> int:
-    """The entry of pagemap, read by the test itself."""
-    with Path(f"/proc/{pid}/pagemap").open("rb") as pagemap:
-        pagemap.seek(address // PAGE * 8)
-        return int.from_bytes(pagemap.read(8), "little")
 
 
 # -- against QEMU's own answers --------------------------------------------------------------------
@@ -64,69 +47,15 @@ def test_every_translation_is_as_qemu_says(fresh: Fresh) -> None:
     assert daemon.stop() == 0
     with monitor.connected(qmp) as qemu:
         for found in (rip, stack):
-            assert qemu.physical(number(found["virtual"])) == number(found["physical"])
-            assert qemu.host(number(found["physical"])) == number(found["host"]["address"])
-        summary = cpu["summary"]
-        registers = [number(summary[name]) for name in ("cr0", "cr3", "cr4", "efer")]
-        _compare_translations(qemu, PagingState(*registers, physical_bits=40), pid, fork_map)
+            compare_address(qemu, found)
+        compare_all(qemu, paging_state(cpu["summary"], 40), pid, fork_map)
         line = qemu.human(f"xp /16xb {rip['physical']}")
         told = bytes(int(word, 16) for part in line.splitlines() for word in part.split(":")[1].split())
         assert bytes.fromhex(rip["content"]) == told
     daemon.start()
     again = vm_of(daemon, "web").inspect_memory("rip")
     assert (again["physical"], again["host"]["address"]) == (rip["physical"], rip["host"]["address"])
-    if os.geteuid() == 0:
-        frame = host_page(pid, number(again["host"]["address"])) & (1 << 55) - 1
-        assert number(again["host"]["physical"]) == frame * PAGE + number(rip["virtual"]) % PAGE
-        assert again["composed"]["shadow"]["target"] == hex(frame * PAGE)
-    else:
-        assert again["host"]["physical"] is None and "root" in again["host"]["hidden"]
-
-
-def _compare_translations(qemu: monitor.Monitor, state: PagingState, pid: int, seen: dict[str, Any]) -> None:
-    regions = [
-        Region(
-            number(one["first"]), number(one["last"]) + 1, one["kind"], one["name"], one["offset"],
-            number(one["host_address"]),
-        )
-        for one in seen["slots"]
-    ]  # fmt: skip
-    for one in regions:
-        assert (
-            qemu.host(one.start) == one.host and qemu.host(one.end - 1) == one.host + one.end - 1 - one.start
-        )
-    with GuestMemory(pid, AddressSpace(regions, {"ram0": 0})) as memory:
-        lines = qemu.tlb()
-        assert len(lines) > 500, "a Linux has many pages"
-        for line in lines:
-            found = walk(state, line.virtual, memory.read)
-            assert found.page is not None, line
-            assert found.page.base == line.physical and (found.page.bytes > PAGE) is line.has("P"), line
-            names = {"X": "XD", "G": "G", "D": "D", "A": "A", "U": "US", "W": "RW"}
-            flags = {letter for letter, name in names.items() if name in found.steps[-1].flags}
-            assert flags == set(line.flags) - set("-PCT"), line
-        ranges = qemu.ranges()
-        for start, end, user, writable in ranges:
-            for address in {start, (start + end) // 2, end - 1}:
-                page = walk(state, address, memory.read).page
-                assert page is not None and (page.user, page.writable) == (user, writable), hex(address)
-        _compare_gaps(qemu, state, memory, [(start, end) for start, end, _, _ in ranges])
-
-
-def _compare_gaps(
-    qemu: monitor.Monitor, state: PagingState, memory: GuestMemory, ranges: list[tuple[int, int]]
-) -> None:
-    """Between what is mapped nothing is; at the edges, and at some places by chance."""
-    chance = random.Random(7)
-    gaps = [(end, start) for (_, end), (start, _) in pairwise(ranges) if end < start]
-    assert gaps
-    for first, last in chance.sample(gaps, min(40, len(gaps))):
-        for address in (first, last - 1, chance.randrange(first, last)):
-            end = walk(state, address, memory.read).end
-            if 1 << 47 <= address < (1 << 64) - (1 << 47):
-                assert end is End.NOT_CANONICAL
-            else:
-                assert end is End.NOT_PRESENT and qemu.physical(address) is None, hex(address)
+    compare_frame(pid, again)
 
 
 @pytest.mark.parametrize("pager", PAGERS.values(), ids=list(PAGERS))

@@ -19,12 +19,15 @@ from vms.labhost import IN_LAB, Paging, reload_kvm
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.lab)
             if not os.environ.get(IN_LAB):
                 item.add_marker(pytest.mark.skip(reason="runs inside the nested lab only: make lab"))
+    # Those with shadow page tables last: then KVM is loaded anew, and the daemon started, only once.
+    items.sort(key=lambda item: "shadow" in getattr(getattr(item, "callspec", None), "params", {}).values())
 
 
 @pytest.fixture(scope="session")
@@ -40,42 +43,46 @@ def debugfs() -> None:
         subprocess.run(["mount", "-t", "debugfs", "none", "/sys/kernel/debug"], check=True)
 
 
-@pytest.fixture(scope="module", params=["npt", "shadow"])
-def paging(request: pytest.FixtureRequest) -> Paging:
-    """KVM loaded anew, to use the CPU's nested paging or to keep shadow page tables."""
-    wanted: Paging = request.param
-    reload_kvm(wanted)
-    return wanted
-
-
-@pytest.fixture(scope="module")
-def host(paging: Paging, template_state: Path) -> Iterator[Daemon]:
-    """A daemon that met this KVM at its start."""
-    yield from _daemon(template_state)
-
-
 @pytest.fixture(scope="session")
-def _long_lived(template_state: Path) -> Iterator[Daemon]:
+def session_daemon(tiny_image: Path) -> Iterator[Daemon]:
+    """One for all of them: in an emulated CPU to start another takes as long as to boot a guest."""
     reload_kvm("npt")
-    yield from _daemon(template_state)
-
-
-@pytest.fixture(scope="module")
-def plain_host(_long_lived: Daemon) -> Iterator[Daemon]:
-    """A daemon on KVM with nested paging, for what does not depend on it. Without VMs of other modules."""
-    reload_kvm("npt")
-    yield _long_lived
-    for name in _long_lived.names():
-        _long_lived.client.instances.handle(name).remove(force=True)
-
-
-def _daemon(template: Path) -> Iterator[Daemon]:
-    state = short_directory()
-    templates.copy_state(template, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
+    daemon = Daemon(short_directory())
     try:
+        templates.register(daemon.state, "tiny", tiny_image)
+        daemon.start()
+        daemon.checked = True
         yield daemon
     finally:
         print(f"the daemon's log:\n{daemon.tail()}")
         daemon.close()
+
+
+@pytest.fixture(scope="module", params=["npt", "shadow"])
+def paging(request: pytest.FixtureRequest) -> Paging:
+    wanted: Paging = request.param
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def host(paging: Paging, session_daemon: Daemon) -> Iterator[Daemon]:
+    """The daemon on KVM that was loaded to use the CPU's nested paging, or to keep shadow page tables, as it
+    met it at its start. Without VMs of other modules."""
+    if reload_kvm(paging):
+        session_daemon.restart()
+    yield session_daemon
+    _remove_all(session_daemon)
+
+
+@pytest.fixture(scope="module")
+def plain_host(session_daemon: Daemon) -> Iterator[Daemon]:
+    """The same with nested paging, for what does not depend on it."""
+    if reload_kvm("npt"):
+        session_daemon.restart()
+    yield session_daemon
+    _remove_all(session_daemon)
+
+
+def _remove_all(daemon: Daemon) -> None:
+    for name in daemon.names():
+        daemon.client.instances.handle(name).remove(force=True, snapshots=True)

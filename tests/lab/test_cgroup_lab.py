@@ -17,7 +17,7 @@ QUOTA = 0.25
 MEASURED_S = 4.0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def busy(plain_host: Daemon) -> Iterator[int]:
     """The QEMU of a guest whose vCPU never rests."""
     vm = plain_host.client.instances.create({"image": "tiny"}, name="busy", start=True, wait="ready")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from innkeeper.daemon.images import Images
-from innkeeper.drivers.run import FaultyRunner, SystemRunner
+from innkeeper.drivers.run import FaultyRunner, Finished, Runner, SystemRunner
 from innkeeper.errors import BadRequest, CommandFailed, Failed, InnkeeperError, NoCapacity, Unsupported
 from innkeeper.images import debian
 from innkeeper.images.aptsources import Source, choose, parse_targets
 from innkeeper.images.debs import explain_apt
+from innkeeper.images.foreign import ForeignApt, architecture
 from innkeeper.images.tiny import build_tiny
 from innkeeper.paths import default_paths
 
@@ -25,6 +27,25 @@ Debian|http://mirror.test/debian-security/|bookworm-security|main|$(SIGNED_BY)|a
 Debian|http://mirror.test/debian/|bookworm|main|$(SIGNED_BY)|i386
 Somebody|http://third.test/|stable|main|$(SIGNED_BY)|amd64
 """
+
+
+class NoLists:
+    """A machine whose apt finds nothing of any other architecture."""
+
+    spawn = None
+
+    async def run(self, argv: Sequence[str], **options: Any) -> Finished:
+        return Finished(tuple(argv), 0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("riscv64", "riscv64 from release 13 on"), ("arm64", "build on")]
+)
+def test_a_release_without_the_architecture_is_told(tmp_path: Path, name: str, words: str) -> None:
+    apt = ForeignApt(cast(Runner, NoLists()), architecture(name), tmp_path)
+    with pytest.raises(Unsupported, match=f"have nothing for {name}") as refused:
+        asyncio.run(apt.fetch_lists())
+    assert words in refused.value.hint and "--kernel" in refused.value.hint
 
 
 def failed(stderr: str) -> InnkeeperError:

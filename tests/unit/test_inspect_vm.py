@@ -198,6 +198,16 @@ def test_huge_pages_count_only_where_they_fit(rams: Callable[..., Ram]) -> None:
     assert (split.base, split.bytes, split.frame) == (0x212000, PAGE, 0x140012000)
     short = Region(0x201000, 8 * size, "ram", "ram0", 0, 0x7F00_0020_1000)
     assert address.host_page(short, 0x212345, place(0x7F00_0021_2345)).bytes == PAGE
+    # Of a larger page, a part that fits.
+    gigantic = place(0x7F00_0041_2345).model_copy(
+        update={"page_bytes": 1 << 30, "huge": "hugetlb", "physical": "0x140412345"}
+    )
+    part = address.host_page(
+        Region(0x100000, 1 << 30, "ram", "ram0", 0, 0x7F00_0010_0000), 0x412345, gigantic
+    )
+    assert (part.base, part.bytes, part.frame) == (2 * size, size, 0x140400000)
+    whole = address.host_page(Region(0, 1 << 30, "ram", "ram0", 0, 0x7F00_0000_0000), 0x412345, gigantic)
+    assert (whole.base, whole.bytes, whole.frame) == (0, 1 << 30, 0x140000000)
 
 
 def test_where_the_process_cannot_be_read_qemu_is_asked(

@@ -6,9 +6,11 @@ import tarfile
 from io import BytesIO
 
 import pytest
+from lab.image import command_line
 from lab.nested import SPEC, within
 from lab.summary import read_junit, status, table
 
+from innkeeper.errors import Failed
 from innkeeper.spec.instance import InstanceSpec
 from lab import payload
 
@@ -67,3 +69,11 @@ def test_a_lab_that_was_kept_is_known_by_what_its_spec_asked_for() -> None:
     assert within(wanted, whole)
     for change in ({"image": "lab-2"}, {"memory": {"size": "2GiB"}}, {"disks": []}):
         assert not within({**wanted, **change}, whole)
+
+
+def test_the_boot_loaders_command_line_is_kept() -> None:
+    config = "set timeout=0\n  linux /vmlinuz root=UUID=1-2 ro quiet \ninitrd /initrd.img\nboot\n"
+    assert command_line(config) == "root=UUID=1-2 ro quiet"
+    assert command_line("linux_16 /old x\n\tlinux\t/vmlinuz\n") == ""
+    with pytest.raises(Failed, match="no kernel"):
+        command_line("set timeout=0\nlinuxefi /x\n")

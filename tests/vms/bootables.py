@@ -1,6 +1,6 @@
 """Guests without an operating system: boot sectors that say a line on the serial port and then halt,
-shut down, echo, wait for the power button, spin, or read their disk. They start in a fraction of a
-second and need 16 MiB."""
+shut down, echo, wait for the power button, spin, read their disk, or say which hypervisor they find. They
+start in a fraction of a second and need 16 MiB."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import io
 from pathlib import Path
 from typing import Final, Literal
 
-Kind = Literal["halt", "shutdown", "echo", "button", "spin", "read"]
+Kind = Literal["halt", "shutdown", "echo", "button", "spin", "read", "cpuid"]
 
-KINDS: Final[tuple[Kind, ...]] = ("halt", "shutdown", "echo", "button", "spin", "read")
+KINDS: Final[tuple[Kind, ...]] = ("halt", "shutdown", "echo", "button", "spin", "read", "cpuid")
 GREETING: Final = "INN-BOOTED"
 
 _HALT: Final = bytes.fromhex("f4 eb fd")  # 1: hlt; jmp 1b
@@ -28,6 +28,11 @@ _ENDINGS: Final[dict[Kind, bytes]] = {
     "spin": bytes.fromhex("eb fe"),
     # 1: es = 0; read a sector of the first disk to 0x8000 (int 13h, function 2); jmp 1b
     "read": bytes.fromhex("31 c0  8e c0  b8 01 02  bb 00 80  b9 01 00  ba 80 00  cd 13  eb ec"),
+    # ss = 0; sp = 0x7c00; cpuid of leaf 0x40000000; push edx, ecx, ebx: the hypervisor's name; si = sp;
+    # 12 times: write what is printable of it, else a dot; a newline
+    "cpuid": bytes.fromhex("31 c0  8e d0  bc 00 7c  66 b8 00 00 00 40  0f a2  66 52  66 51  66 53  89 e6")
+    + bytes.fromhex("b9 0c 00  ba f8 03  ac  3c 20  73 02  b0 2e  ee  e2 f6  b0 0a  ee")
+    + _HALT,
 }
 _SECTOR: Final = 512
 

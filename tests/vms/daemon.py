@@ -73,6 +73,8 @@ class Daemon:
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"the daemon ended with {self.process.returncode}: {self.tail()}")
+        if not self.paths.api_socket.exists():  # to ask costs more, which slows down who is to answer
+            return False
         try:
             self.client.version(timeout_s=5)
         except InnkeeperError:

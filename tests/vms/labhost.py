@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -17,12 +18,12 @@ DEBUG = Path("/sys/kernel/debug/kvm")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def reload_kvm(paging: Paging) -> None:
-    """Load the CPU's KVM module anew, unless it is as wanted already. No VM may be running."""
+def reload_kvm(paging: Paging) -> bool:
+    """Load the CPU's KVM module anew, unless it is as wanted already; whether it was. No VM may run."""
     module, switch = ("kvm_intel", "ept") if _is_intel() else ("kvm_amd", "npt")
     now = "shadow" if sysfs.guest_paging() == "shadow" else "npt"
     if Path("/dev/kvm").exists() and now == paging:
-        return
+        return False
     # A VM that ended a moment ago may still be taken down.
     eventually(lambda: _run("modprobe", "-r", module) == 0, f"{module} can be unloaded", 10.0, every_s=0.2)
     assert _run("modprobe", module, f"{switch}={int(paging == 'npt')}") == 0
@@ -30,6 +31,7 @@ def reload_kvm(paging: Paging) -> None:
     eventually(
         lambda: Path("/dev/kvm").exists() and Path("/dev/kvm").stat().st_gid, "/dev/kvm is there", 15.0
     )
+    return True
 
 
 def _is_intel() -> bool:
@@ -71,6 +73,31 @@ def memory_kib(pid: int, what: str, of: str = "") -> int:
         elif counts and line.startswith(f"{what}:"):
             total += int(line.split()[1])
     return total
+
+
+def ram_maps(pid: int) -> list[str]:
+    """How the kernel maps the RAM of a QEMU, a line a piece (proc(5), numa_maps)."""
+    lines = Path(f"/proc/{pid}/numa_maps").read_text().splitlines()
+    return [line for line in lines if "innkeeper-ram" in line]
+
+
+def ram_pages_by_node(pid: int) -> dict[int, int]:
+    """Of guest RAM, by the kernel's own count; pages of the size it is mapped with."""
+    found: dict[int, int] = {}
+    for line in ram_maps(pid):
+        for node, count in re.findall(r" N(\d+)=(\d+)", line):
+            found[int(node)] = found.get(int(node), 0) + int(count)
+    return found
+
+
+def vcpu_places(pid: int) -> list[set[int]]:
+    """The host CPUs each vCPU thread may run on, by number (QEMU names its threads)."""
+    places = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        words = (task / "comm").read_text().split()
+        if words[:1] == ["CPU"]:
+            places[int(words[1].split("/")[0])] = os.sched_getaffinity(int(task.name))
+    return [places[number] for number in sorted(places)]
 
 
 def cgroup_of(pid: int) -> Path:

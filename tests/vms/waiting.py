@@ -15,6 +15,7 @@ PATIENCE = float(os.environ.get("INNKEEPER_TEST_PATIENCE", "1"))
 def eventually(check: Callable[[], T], what: str, deadline_s: float = 10.0, every_s: float = 0.01) -> T:
     """The first true answer of `check`; AssertionError, with the last answer, at the deadline."""
     deadline_s *= PATIENCE
+    every_s *= min(PATIENCE, 10.0)  # where all is slow, looking is, too, and takes its share of the CPU
     end = time.monotonic() + deadline_s
     while True:
         answer = check()

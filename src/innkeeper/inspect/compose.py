@@ -17,8 +17,9 @@ from innkeeper.inspect.paging import Page
 
 _LEVELS_4: Final = 4  # KVM uses 4-level EPT and NPT unless the host's physical addresses need more
 _PAGE_SHIFT, _LEVEL_BITS = 12, 9
-# Of shadow tables, which are of the processor's widest format: a guest's 4 MiB page takes two entries.
-_SIZES: Final = (1 << 12, 1 << 21, 1 << 30)
+# Of shadow tables, which are of the processor's widest format: a guest's 4 MiB page takes two entries; and of
+# nested ones.
+SIZES: Final = (1 << 12, 1 << 21, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Entry:
 
 def shadow_entry(address: int, page: Page, host: HostPage) -> Entry:
     """The entry of a shadow page table: the smaller page of the two, and the rights that both give."""
-    size = max(one for one in _SIZES if one <= min(page.bytes, host.bytes))
+    size = max(one for one in SIZES if one <= min(page.bytes, host.bytes))
     base = address & -size
     why = []
     if page.writable and not page.dirty:

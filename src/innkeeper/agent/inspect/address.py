@@ -195,14 +195,14 @@ def _composed(
 
 
 def host_page(region: Region, physical: int, host: HostPlace) -> compose.HostPage:
-    """The host's page as the guest can have it in one piece: a huge page of the host is one for the guest
-    only where guest-physical and host-virtual addresses are aligned alike, and all of it is in the slot."""
-    at, size = int(host.address, 16), host.page_bytes
-    base = physical & -size
-    alike = (at - physical) % size == 0
-    if not alike or base < region.start or base + size > region.end:
-        size = PAGE
-        base = physical & -size
+    """The host's page, or the largest piece of it that the guest can have as one: where guest-physical and
+    host-virtual addresses are aligned alike, and all of it is in the slot
+    (Documentation/virt/kvm/x86/mmu.rst, large pages)."""
+    at, size, base = int(host.address, 16), PAGE, physical & -PAGE
+    for larger in (one for one in compose.SIZES if PAGE < one <= host.page_bytes):
+        start = physical & -larger
+        if (at - physical) % larger == 0 and region.start <= start and start + larger <= region.end:
+            size, base = larger, start
     frame = None if host.physical is None else int(host.physical, 16) - (physical - base)
     return compose.HostPage(
         base=base,
