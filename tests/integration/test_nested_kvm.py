@@ -44,8 +44,17 @@ class Nested:
         return json.loads(self("inn", *argv, "--json"))
 
     def outside(self, script: str) -> None:
-        done = self.vm.exec(["sh", "-ec", script])
+        done = self.vm.exec(["sh", "-ec", script], timeout_s=150)
         assert done.status == 0, done.stderr
+
+    def serve(self) -> None:
+        """Its daemon, until it listens: an emulated CPU takes 10 s to load it, and several times as long on a
+        busy machine, where a command that starts one by itself would have given up."""
+        serving = f"chroot {HERE} inn serve </dev/null >/serve.log 2>&1 &"
+        assert self.vm.exec(["sh", "-c", serving], env=nesteddisk.ENVIRONMENT).status == 0
+        listening = f"[ -S {HERE}{nesteddisk.STATE}/run/api.sock ]"
+        give_up = "[ $((i+=1)) -lt 280 ] || { cat /serve.log >&2; exit 1; }"
+        self.outside(f"i=0; until {listening}; do {give_up}; usleep 500000; done")
 
 
 @pytest.fixture
@@ -57,6 +66,7 @@ def nested(fresh: Callable[..., Daemon], tiny_image: Path, tmp_path: Path) -> It
     vm = daemon.client.instances.create(spec, name="host", start=True, wait="ready")
     host = Nested(vm)
     host.outside(f"mkdir {HERE} && mount -t ext4 /dev/vda {HERE} && sh {HERE}/up")
+    host.serve()
     yield host
     disk.unlink()  # 400 MB that pytest would keep
 
