@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,7 +71,7 @@ def host(paging: Paging, session_daemon: Daemon) -> Iterator[Daemon]:
     if reload_kvm(paging):
         session_daemon.restart()
     yield session_daemon
-    _remove_all(session_daemon)
+    _remove(session_daemon)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,11 @@ def plain_host(session_daemon: Daemon) -> Iterator[Daemon]:
     """The same with nested paging, for what does not depend on it."""
     if reload_kvm("npt"):
         session_daemon.restart()
+    others = session_daemon.names()  # a module may have its guests on `host`, too
     yield session_daemon
-    _remove_all(session_daemon)
+    _remove(session_daemon, but=others)
 
 
-def _remove_all(daemon: Daemon) -> None:
-    for name in daemon.names():
+def _remove(daemon: Daemon, but: Collection[str] = ()) -> None:
+    for name in set(daemon.names()) - set(but):
         daemon.client.instances.handle(name).remove(force=True, snapshots=True)

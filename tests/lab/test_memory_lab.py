@@ -35,10 +35,10 @@ def locked(plain_host: Daemon) -> Iterator[Guest]:
     try:
         SHMEM.write_text("never")
         with pytest.raises(Unsupported, match=r"no transparent huge pages of memory files.*is never"):
-            create(LOCKED, name="locked", start=True)
+            create(LOCKED, name="locked", start=True, wait="running")
         SHMEM.write_text("advise")  # too late for memory that is taken when it is mapped
         with pytest.raises(Unsupported, match=r"locked memory.*is advise") as refused:
-            create(LOCKED, name="locked", start=True)
+            create(LOCKED, name="locked", start=True, wait="running")
         assert "within_size" in refused.value.hint
         SHMEM.write_text("within_size")
         create(LOCKED, name="locked", start=True, wait="ready")

@@ -14,7 +14,7 @@ from helpers import run
 from innkeeper.agent.pool import Pool
 from innkeeper.agent.sampling.files import aside
 from innkeeper.clock import SystemClock
-from innkeeper.daemon.host import keep_record
+from innkeeper.daemon.host import HeldLease, keep_record
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -28,7 +28,7 @@ def test_cancelled_together_with_the_event(tmp_path: Path, loop: str, turns: int
             world.ctx.spares.changed = event
             work: Any = Pool(world.ctx).run()
         elif loop == "host":
-            work = keep_record(nothing, nothing, SystemClock(), 0, event)
+            work = keep_record(nothing, nothing, SystemClock(), HeldLease(0), event)
         else:
             work = _asides(event)
         task = asyncio.ensure_future(work)

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from innkeeper.agent import sysfs
 from innkeeper.agent.context import QemuView
 from innkeeper.clock import Clock
 from innkeeper.drivers.cgroup import Cgroups, how_to_get
-from innkeeper.errors import InnkeeperError, Unsupported
+from innkeeper.errors import InnkeeperError, NotFound, Unsupported
 from innkeeper.spec.architecture import EMULATED, HOST, QEMU_PACKAGES, missing_qemu, qemu_name
 from innkeeper.spec.host import ForeignQemu, HostFacts, HostNode, HostRecord, HugePages, QosSupport
 from innkeeper.spec.overcommit import HostSettings, KsmReport
@@ -154,7 +155,25 @@ def _node(node: sysfs.NumaNode) -> HostNode:
     )
 
 
-async def keep_record(host: LocalHost, repo: Repo, clock: Clock, lease: int, freed: asyncio.Event) -> None:
+@dataclass
+class HeldLease:
+    """The host's lease as it is now: another one after the first ran out."""
+
+    id: int
+
+
+async def write_record(host: LocalHost, repo: Repo, clock: Clock, lease: HeldLease) -> None:
+    """The record as it is now, also where the lease ran out a moment ago (a suspended machine)."""
+    try:
+        await repo.put_host(host.record(clock.time()), lease=lease.id)
+    except NotFound:
+        lease.id = await repo.store.lease_grant(LEASE_TTL_S)
+        await repo.put_host(host.record(clock.time()), lease=lease.id)
+
+
+async def keep_record(
+    host: LocalHost, repo: Repo, clock: Clock, lease: HeldLease, freed: asyncio.Event
+) -> None:
     """Keep the host's lease alive and its record fresh, for ever; at once when `freed` is set, so that
     what a VM gave back can be placed again."""
     while True:
@@ -165,11 +184,11 @@ async def keep_record(host: LocalHost, repo: Repo, clock: Clock, lease: int, fre
         freed.clear()
         try:
             async with asyncio.timeout(REFRESH_INTERVAL_S):
-                await repo.store.lease_keepalive(lease)
-                await repo.put_host(host.record(clock.time()), lease=lease)
+                await repo.store.lease_keepalive(lease.id)
+                await repo.put_host(host.record(clock.time()), lease=lease.id)
         except (InnkeeperError, OSError, TimeoutError) as error:
             log.warning("cannot refresh the host's record: %s", error)
-            lease = await _new_lease(repo, lease)
+            lease.id = await _new_lease(repo, lease.id)
 
 
 async def _new_lease(repo: Repo, lease: int) -> int:

@@ -32,7 +32,7 @@ from innkeeper.api.app import create_app
 from innkeeper.api.deps import ApiDeps
 from innkeeper.clock import SystemClock
 from innkeeper.daemon.doctor import Doctor
-from innkeeper.daemon.host import LEASE_TTL_S, LocalHost, keep_record
+from innkeeper.daemon.host import LEASE_TTL_S, HeldLease, LocalHost, keep_record, write_record
 from innkeeper.daemon.hugepages import HugePagePools
 from innkeeper.daemon.images import Images
 from innkeeper.daemon.settings import Settings
@@ -104,14 +104,14 @@ async def _serve(paths: Paths, options: Options) -> None:
         sampler = Sampler(ctx)
         stack.push_async_callback(sampler.close)
         settings, pools = await _host_settings(ctx, host, stack)
-        lease = await store.lease_grant(LEASE_TTL_S)
-        await repo.put_host(host.record(clock.time()), lease=lease)
+        lease = HeldLease(await store.lease_grant(LEASE_TTL_S))
+        await write_record(host, repo, clock, lease)
         await reconciler.load(records, revision)
         await snapshots.load()
         log.info("ready state=%s instances=%d running=%d", paths.state, len(records), len(ctx.running))
 
         async def look_again() -> None:
-            await repo.put_host(host.record(clock.time()), lease=lease)
+            await write_record(host, repo, clock, lease)
 
         deps = ApiDeps(
             store=store,
