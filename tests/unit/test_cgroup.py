@@ -335,6 +335,18 @@ def test_a_vm_is_found_where_an_earlier_daemon_put_it(tmp_path: Path) -> None:
     assert not memory.parent.exists()
 
 
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_the_next_daemon_moves_nobody_who_is_there_already(tmp_path: Path, kind: str) -> None:
+    """The kernel would take its 20 ms for each VM all the same."""
+    host = (
+        FakeHost(tmp_path, v1=("cpu", "memory")) if kind == "v1" else FakeHost(tmp_path, v2=("cpu", "memory"))
+    )
+    host.detect().create(UID).add([41, 42])
+    host.writes.clear()
+    host.detect().adopt(UID, [41, 42, 43])
+    assert {one for one in host.writes if one.startswith("cgroup.procs")} == {"cgroup.procs=43"}
+
+
 async def _leave(groups: Cgroups) -> None:
     groups.leave(UID)
     await groups.close()
@@ -373,3 +385,14 @@ def test_the_weight_of_all_together(tmp_path: Path) -> None:
 def test_how_to_get_them_is_one_command() -> None:
     assert "Delegate=yes" in cgroup.how_to_get(privileged=False)
     assert "\n" not in cgroup.how_to_get(privileged=True)
+
+
+def test_what_runs_beside_all_vms(tmp_path: Path) -> None:
+    """Their own busy vCPUs are among those that run, and not beside them."""
+    host = FakeHost(tmp_path, v1=V1)
+    groups = host.detect()
+    groups.create(UID)
+    (tmp_path / "proc/stat").write_text("cpu  1 2 3\nprocs_running 20\n")
+    assert groups.beside(2) == 2000
+    assert groups.beside(2, ours=16) == 400
+    assert groups.beside(2, ours=30) == 200

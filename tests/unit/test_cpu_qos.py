@@ -199,6 +199,8 @@ def test_it_holds_before_the_vm_runs_and_changes_with_those_beside_it(
             assert of(world, "a", "cpu.max") == "150000 100000"
             assert of(world, "a", "cpu.weight") == "1500"
             await world.create("b", spec=cpu_qos(shares=500))
+            # What starts has its own at once; the others follow with the keeper's next look.
+            assert (of(world, "a", "cpu.weight"), of(world, "b", "cpu.weight")) == ("1500", "633")
             keeper = QosKeeper(ctx)
             await keeper.look()
             # 1.9 cores, 2:1

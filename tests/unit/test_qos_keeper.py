@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from fakes.world import World
 from helpers import run
 from innkeeper.agent import leaks
 from innkeeper.agent.leaks import Leaks
+from innkeeper.agent.qos import keeper as keeper_module
 from innkeeper.agent.qos.keeper import REMADE_NOTE, QosKeeper
 from innkeeper.spec.instance import Power, StopMode
 
@@ -75,8 +77,7 @@ def test_somebody_meddles_with_it(play: Callable[[Scenario], None], removed: boo
         async with world.daemon() as ctx:
             uid = (await world.create()).record.uid
             keeper = QosKeeper(ctx)
-            for _ in range(2):
-                await keeper.look()
+            await keeper.look()
             assert (await world.repo.view("web")).status.note == ""
             group = world.cgroups.get(uid)
             assert group is not None
@@ -88,6 +89,53 @@ def test_somebody_meddles_with_it(play: Callable[[Scenario], None], removed: boo
             assert (await world.repo.view("web")).status.note == REMADE_NOTE
 
     play(scenario)
+
+
+def test_moved_out_of_one_hierarchy_only(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        host, world = FakeHost(tmp_path / "host", v1=("cpu", "cpuacct", "memory", "blkio")), World(tmp_path)
+        world.cgroups = host.detect()
+        async with world.daemon() as ctx:
+            uid = (await world.create()).record.uid
+            keeper, pid = QosKeeper(ctx), world.machine().pid
+            await keeper.look()
+            group = world.cgroups.get(uid)
+            assert group is not None and group.holds(pid)
+            host.write(host.root / "sys/fs/cgroup/cpu/cgroup.procs", str(pid))
+            assert not group.holds(pid)
+            await keeper.look()
+            assert group.holds(pid)
+            assert (await world.repo.view("web")).status.note == REMADE_NOTE
+
+    run(scenario())
+
+
+def test_many_that_start_make_one_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "GATHER_S", 0.05)
+
+    async def scenario() -> None:
+        world = World(tmp_path)
+        async with world.daemon() as ctx:
+            looks, looked = 0, asyncio.Event()
+
+            async def look() -> None:
+                nonlocal looks
+                looks += 1
+                looked.set()
+
+            keeper = QosKeeper(ctx)
+            monkeypatch.setattr(keeper, "look", look)
+            task = asyncio.create_task(keeper.run())
+            await looked.wait()
+            looked.clear()
+            for _ in range(10):
+                ctx.qos_changed.set()
+                await asyncio.sleep(0)
+            await looked.wait()
+            task.cancel()
+            assert looks == 2
+
+    run(scenario())
 
 
 def test_a_host_that_refuses_runs_vms_all_the_same(

@@ -39,6 +39,7 @@ def test_words_are_numbers() -> None:
     [
         (CpuQos, {"reservation": 2, "limit": 1}, "reservation of 2 cores is more than the limit of 1"),
         (CpuQos, {"limit": 0}, "limit of 0"),
+        (CpuQos, {"limit": "1500"}, "written like 1500m"),
         (CpuQos, {"limit": "-1"}, "Not an amount of CPU"),
         (CpuQos, {"limit": "5MiB"}, "Not an amount of CPU"),
         (CpuQos, {"shares": 0}, "greater than or equal to 1"),

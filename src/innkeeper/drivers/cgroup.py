@@ -66,6 +66,8 @@ class Group:
         self.places = dict(places)
         self._files = files
         self._written: dict[Path, str] = {}
+        self.moved_in: set[int] = set()
+        """The processes that `add` has put here; whoever is not here any more, and lives, was taken out."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -85,14 +87,19 @@ class Group:
 
     def add(self, pids: Iterable[int]) -> None:
         """Move processes in, with all their threads; one that has ended is no error. May take the kernel
-        some 20 ms, so call it beside the event loop. Memory they have already stays accounted where it was.
-        Raises Failed, also when the group is gone."""
+        some 20 ms, also where nothing is to be moved, so what is in already is not told again; call it beside
+        the event loop. Memory they have already stays accounted where it was. Raises Failed, also when the
+        group is gone."""
+        wanted = [pid for pid in pids if pid > 0]  # to the kernel 0 is whoever writes it
         for path in self.paths:
-            for pid in pids:
-                if pid <= 0:
-                    continue  # to the kernel 0 is whoever writes it
+            with _told(f"Cannot read who is in {path}"):
+                inside = self._files.read(path / "cgroup.procs").split()
+            for pid in wanted:
+                if str(pid) in inside:
+                    continue
                 with _told(f"Cannot move process {pid} into {path}"), contextlib.suppress(ProcessLookupError):
                     self._files.write(path / "cgroup.procs", str(pid))
+        self.moved_in |= {*wanted}
 
     def pids(self) -> set[int]:
         """Of all that is in any of its places."""
@@ -102,14 +109,25 @@ class Group:
                 found |= {int(word) for word in self._files.read(path / "cgroup.procs").split()}
         return found
 
+    def holds(self, pid: int) -> bool:
+        """Whether it is there and the process is in it, for every controller."""
+        try:
+            return all(str(pid) in self._files.read(path / "cgroup.procs").split() for path in self.paths)
+        except OSError:
+            return False
+
     def write(self, *settings: Setting) -> bool:
         """What is so already is not written again. False: the group is gone. Raises Unsupported for what
         this host cannot do, Failed when the kernel refuses."""
         again: list[Write] = []
+        there: set[Path] = set()
         for setting in settings:
             place = self.places.get(controller_of(setting))
             if place is None:
                 raise Unsupported(f"This host gives us no control group for {controller_of(setting)}")
+            if place.path not in there and not self._files.is_dir(place.path):
+                return False
+            there.add(place.path)
             for one in writes(setting, place.version):
                 try:
                     if not self._write(place.path, one):
@@ -132,8 +150,6 @@ class Group:
             file = path / name
             if self._written.get(file) == text:
                 found = True
-                if not self._files.is_dir(path):
-                    return False
                 continue
             try:
                 self._files.write(file, text)
@@ -285,9 +301,9 @@ class Cgroups:
         self._weight = weight
         self._weigh()
 
-    def beside(self, cpus: int) -> int:
+    def beside(self, cpus: int, ours: int = 0) -> int:
         """The weight of what runs beside all VMs: the other groups there; under v1 processes as well, of
-        which one for each CPU is reckoned with, or as many as are running."""
+        which one for each CPU is reckoned with, or as many as are running and not `ours`."""
         base = self.bases.get("cpu")
         if base is None:
             return 0
@@ -299,7 +315,7 @@ class Cgroups:
                     shares += int(self.files.read(path / name))
         if base.version == 2:
             return shares
-        return shares * 100 // shares_of(100) + 100 * max(cpus, cgrouptree.running(self.root))
+        return shares * 100 // shares_of(100) + 100 * max(cpus, cgrouptree.running(self.root) - ours)
 
     def protect(self, least_bytes: int, low_bytes: int) -> None:
         """Of all VMs together: what a group keeps it keeps only within what the groups above it do

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+_READ_BYTES: Final = 16384
 
 
 class Files(Protocol):
@@ -26,7 +28,15 @@ class Files(Protocol):
 
 class SystemFiles:
     def read(self, path: Path) -> str:
-        return path.read_text()
+        # Not through a file object: every VM's are read every few seconds, and this takes a third as long.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            parts = []
+            while part := os.read(fd, _READ_BYTES):
+                parts.append(part)
+        finally:
+            os.close(fd)
+        return b"".join(parts).decode(errors="replace")
 
     def write(self, path: Path, text: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from innkeeper.errors import BadRequest
 from innkeeper.spec.base import Model, Size
+from innkeeper.spec.cpu import MAX_VCPUS
 from innkeeper.spec.diskqos import DiskLimits
 from innkeeper.units import format_cores, format_size, parse_cores
 
@@ -77,6 +78,11 @@ class CpuQos(Model):
     def _ordered(self) -> CpuQos:
         if self.limit is not None and self.limit == 0:
             raise ValueError("a limit of 0 cores would stop it; use inn pause")
+        if self.limit is not None and self.limit > MAX_VCPUS * 1000:
+            raise ValueError(
+                f"a limit of {format_cores(self.limit)} cores is more than a VM can have ({MAX_VCPUS});"
+                " thousandths of a core are written like 1500m"
+            )
         if self.limit is not None and self.reservation > self.limit:
             raise ValueError(
                 f"a reservation of {format_cores(self.reservation)} cores is more than"

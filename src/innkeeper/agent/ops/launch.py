@@ -120,7 +120,7 @@ def _make_group(ctx: Context, record: InstanceRecord) -> None:
     try:
         with contextlib.suppress(InnkeeperError):  # it runs all the same; its status says so
             ctx.cgroups.create(record.uid)
-            enforce(ctx)
+            enforce(ctx, record.uid)  # the keeper sees to the others: of many that start, once
     finally:
         ctx.launching.discard(record.uid)
 

@@ -14,12 +14,14 @@ from innkeeper.drivers.cgroupvalues import Setting
 from innkeeper.errors import InnkeeperError
 
 
-def enforce(ctx: Context) -> dict[str, dict[str, str]]:
-    """uid -> part -> why it is not in force, or empty. Never raises."""
+def enforce(ctx: Context, only: str | None = None) -> dict[str, dict[str, str]]:
+    """uid -> part -> why it is not in force, or empty. Never raises. With `only` the others, whose weights
+    may follow from this one's, are left for later."""
     found: dict[str, dict[str, str]] = {}
     for part, decide in PARTS.items():
         for uid, settings in decide(ctx).items():
-            found.setdefault(uid, {})[part] = _written(ctx.cgroups.get(uid), settings)
+            if only in (None, uid):
+                found.setdefault(uid, {})[part] = _written(ctx.cgroups.get(uid), settings)
     return found
 
 

@@ -21,6 +21,8 @@ log = logging.getLogger("innkeeper.qos")
 
 # Nobody tells of a group that is gone.
 LOOK_INTERVAL_S: Final = 2.0
+# Where many start at once, one look is for all of them.
+GATHER_S: Final = 0.2
 REMADE_NOTE: Final = "its control group was removed or it was moved out of it by somebody else; made anew"
 
 
@@ -31,7 +33,6 @@ class QosKeeper:
         self._ctx = ctx
         self._told: dict[str, str] = {}
         self._together = Together()
-        self._inside: set[str] = set()  # uids that were seen in their group
 
     async def run(self) -> None:
         changed = self._ctx.qos_changed
@@ -45,25 +46,26 @@ class QosKeeper:
                 # Not wait_for: before Python 3.12 it loses a cancellation that comes with the event.
                 async with asyncio.timeout(LOOK_INTERVAL_S):
                     await changed.wait()
+                    await asyncio.sleep(GATHER_S)
 
     async def look(self) -> None:
         """One look at everything."""
         for uid, running in list(self._ctx.running.items()):
             if self._ctx.cgroups.bases and running.at_rest.is_set():
                 await self._keep_in(uid, running)
+        outcome = enforce(self._ctx)
         self._ctx.cgroups.weigh(self._together.look(self._ctx, self._ctx.clock.monotonic()))
-        for uid, parts in enforce(self._ctx).items():
+        for uid, parts in outcome.items():
             await self._tell_parts(uid, {part: why for part, why in parts.items() if why})
         for uid in set(self._told) - set(self._ctx.running):
             del self._told[uid]
-        self._inside &= set(self._ctx.running)
 
     async def _keep_in(self, uid: str, running: Running) -> None:
-        cgroups, pids = self._ctx.cgroups, running.machine.pids
+        cgroups, pids, pid = self._ctx.cgroups, running.machine.pids, running.machine.pid
         group = cgroups.get(uid)
-        if group is not None and group.exists() and running.machine.pid in group.pids():
-            self._inside.add(uid)
+        if group is not None and group.holds(pid):
             return
+        was_in = group is not None and pid in group.moved_in
         try:
             made = cgroups.create(uid)
             await asyncio.to_thread(made.add, pids)
@@ -72,7 +74,7 @@ class QosKeeper:
             return
         if running.gone.is_set():
             cgroups.leave(uid)  # it ended meanwhile
-        elif uid in self._inside:
+        elif was_in and made.holds(pid):
             self._tell_once(uid, REMADE_NOTE)
             await self._note(uid, REMADE_NOTE)
 

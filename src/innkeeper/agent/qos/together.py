@@ -43,7 +43,7 @@ class Together:
             # One that was never looked at has just been started, and boots.
             if now <= then or used - was > BUSY_CORES * (now - then):
                 busy += min(record.spec.cpu.count, cpus)
-        return weight_together(busy, reserved / 1000, cpus, ctx.cgroups.beside(cpus) if reserved else 0)
+        return weight_together(busy, reserved / 1000, cpus, ctx.cgroups.beside(cpus, busy) if reserved else 0)
 
 
 def weight_together(busy: int, reserved_cores: float, cpus: int, beside: int) -> int:
