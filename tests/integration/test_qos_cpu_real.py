@@ -192,6 +192,8 @@ def test_a_user_without_control_groups_runs_vms_and_is_told(
     for refused in (
         daemon.inn("set", "mine", "qos.cpu.limit=0.5"),
         daemon.inn("create", disk, "--cpu-reservation", "500m"),
+        daemon.inn("set", "mine", "qos.memory.swap=never"),
+        daemon.inn("set", "mine", "qos.memory.reservation=16MiB"),
     ):
         assert refused.status == 4
         assert "Permission denied" in refused.err and "Delegate=yes" in refused.err

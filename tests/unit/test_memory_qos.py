@@ -22,6 +22,7 @@ from innkeeper.agent.qos.memory import (
     PATIENCE_S,
     STEP_BYTES,
     Now,
+    frozen_bytes,
     limit_now,
     low_bytes,
     most_bytes,
@@ -49,7 +50,7 @@ from innkeeper.engine.base import Machine
 from innkeeper.errors import SpecError, Unsupported
 from innkeeper.guest.agent import GuestAgent
 from innkeeper.spec.host import QosSupport
-from innkeeper.spec.instance import InstanceRecord, InstanceSpec, State, Wanted
+from innkeeper.spec.instance import ForkOrigin, InstanceRecord, InstanceSpec, State, Wanted
 from innkeeper.spec.qos import MemoryQos
 from innkeeper.units import GiB, MiB
 
@@ -129,6 +130,29 @@ def test_without_swap_a_limit_is_approached_as_the_vm_gets_smaller_and_never_goe
     assert limits == [308, 298, 298, 288, 256]
     assert limit_now(256 * MiB, Now(2, 300 * MiB, False, patient=True)) is None
     assert "balloon" in over_limit(spec(limit="256MiB"), Now(2, 100 * MiB, False, patient=True))
+
+
+def test_what_copies_share_is_let_out_of_the_limit_of_the_parent() -> None:
+    """It lies in the parent's account, whose own pages come on top of it."""
+    asked = spec(limit="321MiB")
+    now = Now(2, 500 * MiB, False, frozen=256 * MiB)
+    assert settings(asked, 0, now)[3] == MemoryMax(577 * MiB) and over_limit(asked, now) == ""
+    assert over_limit(asked, replace(now, used_bytes=600 * MiB)) != ""
+
+    class Ram:
+        reclaimable = False
+
+        def ram_backing(self) -> dict[tuple[int, int], int]:
+            return {(0, 1): 200 * MiB, (0, 2): 56 * MiB}
+
+    there = Running(cast(Machine, Ram()), "u", cast(GuestAgent, None))
+    parent = record("p", asked)
+    assert frozen_bytes(parent, there) == 256 * MiB
+    origin = ForkOrigin(parent="p", parent_uid="p", moment="0" * 16, live=True)
+    copy = parent.model_copy(update={"fork": origin})
+    assert frozen_bytes(copy, there) == 0
+    Ram.reclaimable = True
+    assert frozen_bytes(parent, there) == 0
 
 
 def test_a_balloon_has_a_while_to_reach_the_limit() -> None:

@@ -35,6 +35,7 @@ from innkeeper.drivers.cgroupvalues import (
     Swappiness,
     Version,
 )
+from innkeeper.errors import EngineError
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus
 from innkeeper.spec.overcommit import kept_bytes
 from innkeeper.spec.qos import MemoryQos, MemoryReport, share_number
@@ -59,7 +60,8 @@ HIGH_LEAST_BYTES: Final = 8 * MiB
 @dataclass(frozen=True, slots=True)
 class Now:
     """Of the group at this moment. `swap`: whether the host has any that it may use. `swappiness`: the
-    host's own. `in_force`: the limit that it has. `patient`: its balloon is on the way to the limit."""
+    host's own. `in_force`: the limit that it has. `patient`: its balloon is on the way to the limit.
+    `frozen`: RAM of a moment that others share, and that lies in its account."""
 
     version: Version
     used_bytes: int | None
@@ -67,6 +69,7 @@ class Now:
     swappiness: int = SWAPPINESS_DEFAULT
     in_force: int | None = None
     patient: bool = False
+    frozen: int = 0
 
 
 def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
@@ -122,7 +125,7 @@ def claim_of(spec: InstanceSpec) -> Claim:
 def settings(spec: InstanceSpec, low: int, now: Now) -> tuple[Setting, ...]:
     """All that its group is to have, in an order in which each may be written."""
     qos, reserved = spec.qos.memory, reservation_of(spec)
-    limit = limit_now(qos.limit, now)
+    limit = limit_now(None if qos.limit is None else qos.limit + now.frozen, now)
     if now.version == 2:
         high = None if limit is None else max(0, limit - max(HIGH_LEAST_BYTES, limit // HIGH_PART))
         return (
@@ -165,7 +168,7 @@ def over_limit(spec: InstanceSpec, now: Now) -> str:
         return ""
     if now.patient:
         return f"its balloon is still to bring it below its limit of {human_size(limit)}"
-    if now.used_bytes <= limit:
+    if now.used_bytes <= limit + now.frozen:
         return ""
     how = "it is being swapped out" if now.swap else "there is no swap for it: only its balloon can give back"
     return f"it has {human_size(now.used_bytes)}, the limit is {human_size(limit)}; {how}"
@@ -190,7 +193,20 @@ def _now(ctx: Context, bare: Now, record: InstanceRecord) -> Now:
         swap=swap,
         in_force=_in_force(group),
         patient=not swap and waits(record.spec, running, ctx.clock.monotonic()),
+        frozen=0 if running is None else frozen_bytes(record, running),
     )
+
+
+def frozen_bytes(record: InstanceRecord, running: Running) -> int:
+    """RAM of a parent or template that copies share since a moment: charged to it, and no longer what it has
+    to itself. A copy's own account has none of it. In huge pages it is in nobody's."""
+    copied = record.fork is not None and record.fork.live and record.wanted.epoch <= 1
+    if copied or record.spec.memory.hugepages:
+        return 0
+    try:
+        return 0 if running.machine.reclaimable else sum(running.machine.ram_backing().values())
+    except (EngineError, OSError):
+        return 0  # it has just ended
 
 
 def _in_force(group: Group) -> int | None:
