@@ -1,4 +1,4 @@
-"""What guest RAM is made of, under KVM: pages of 1 GiB, locked pages, transparent huge pages."""
+"""What guest RAM is made of, under KVM: pages of 1 GiB, locked pages."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import pytest
 
 from innkeeper.agent import sysfs
 from innkeeper.drivers import hugepages
-from innkeeper.errors import InnkeeperError, Unsupported
+from innkeeper.errors import InnkeeperError
 from innkeeper.units import GiB, MiB
 from vms import labhost
 from vms.daemon import Daemon
 from vms.forks import Guest
 
-SHMEM = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 LOCKED = {
     "image": "tiny",
     "networks": [],
-    "memory": {"size": "128MiB", "locked": True, "prealloc": True, "thp": "always"},
+    "memory": {"size": "128MiB", "locked": True, "prealloc": True},
 }
 NODES = [node for node in sysfs.numa_nodes() if node.memory_bytes]
 
@@ -30,22 +29,9 @@ def pid_of(guest: Guest) -> int:
 
 @pytest.fixture(scope="module")
 def locked(plain_host: Daemon) -> Iterator[Guest]:
-    before = sysfs.chosen(SHMEM.read_text())
-    create = plain_host.client.instances.create
-    try:
-        SHMEM.write_text("never")
-        with pytest.raises(Unsupported, match=r"no transparent huge pages of memory files.*is never"):
-            create(LOCKED, name="locked", start=True, wait="running")
-        SHMEM.write_text("advise")  # too late for memory that is taken when it is mapped
-        with pytest.raises(Unsupported, match=r"locked memory.*is advise") as refused:
-            create(LOCKED, name="locked", start=True, wait="running")
-        assert "within_size" in refused.value.hint
-        SHMEM.write_text("within_size")
-        create(LOCKED, name="locked", start=True, wait="ready")
-        yield Guest(plain_host, "locked")
-        plain_host.client.instances.handle("locked").remove(force=True)
-    finally:
-        SHMEM.write_text(before)
+    plain_host.client.instances.create(LOCKED, name="locked", start=True, wait="ready")
+    yield Guest(plain_host, "locked")
+    plain_host.client.instances.handle("locked").remove(force=True)
 
 
 def test_a_vm_lies_on_one_node(locked: Guest) -> None:
@@ -61,14 +47,6 @@ def test_locked_memory_stays(locked: Guest) -> None:
     assert int(words["VmLck"].split()[0]) << 10 >= 128 * MiB
     # All of it is there, and of the guest's RAM nothing but what is locked.
     assert labhost.memory_kib(pid_of(locked), "Locked", "innkeeper-ram") << 10 == 128 * MiB
-
-
-def test_huge_pages_are_made_where_they_are_asked_for(locked: Guest) -> None:
-    huge = labhost.memory_kib(pid_of(locked), "ShmemPmdMapped", "innkeeper-ram") << 10
-    assert huge >= 96 * MiB, "most of it"
-    totals = locked.instance.inspect_memory()["totals"]
-    assert totals["huge"] == huge
-    assert totals["huge"] + totals["own"] == totals["present"] == 128 * MiB
 
 
 @pytest.fixture(scope="module")

@@ -251,11 +251,6 @@ def test_rules_of_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "is never); as root: echo advise" in blocked(memorycheck.of_start(always, here, tmp_path))[0]
     switch.write_text("always within_size [advise] never deny force\n")
     assert blocked(memorycheck.of_start(always, here, tmp_path)) == []
-    both = Memory(size=128 * MiB, thp="always", locked=True)
-    monkeypatch.setattr(memorycheck, "lockable_bytes", lambda: None)
-    assert "before QEMU can ask" in blocked(memorycheck.of_start(both, here, tmp_path))[0]
-    switch.write_text("always [within_size] advise never deny force\n")
-    assert blocked(memorycheck.of_start(both, here, tmp_path)) == []
     monkeypatch.setattr(memorycheck, "lockable_bytes", lambda: 8 * MiB)
     assert (
         "2.1 GiB of locked memory"

@@ -23,7 +23,7 @@ def of_start(memory: Memory, host: HostView, root: Path = sysfs.HOST_ROOT) -> It
     if memory.locked:
         yield _lockable(memory.size)
     if memory.thp == "always":
-        yield _transparent(root, locked=memory.locked)
+        yield _transparent(root)
 
 
 def of_fork(memory: Memory, host: HostView, name: str) -> Iterator[Finding]:
@@ -74,17 +74,8 @@ def _lockable(size: int) -> Finding:
     return ok("its memory can be locked")
 
 
-def _transparent(root: Path, *, locked: bool) -> Finding:
+def _transparent(root: Path) -> Finding:
     mode = sysfs.chosen(sysfs.read_text(root / _SHMEM))
-    if locked and mode == "advise":
-        # mlockall(MCL_FUTURE): the kernel takes the pages in mmap(), before madvise() can ask for huge ones.
-        return block(
-            Unsupported(
-                "memory.thp=always with memory.locked: locked memory is taken as soon as it is mapped, "
-                f"before QEMU can ask for huge pages (/{_SHMEM} is advise)",
-                hint=f"as root: echo within_size > /{_SHMEM}",
-            )
-        )
     if mode not in ("always", "within_size", "advise", "force"):
         said = f"is {mode}" if mode else "is not there"
         return block(
