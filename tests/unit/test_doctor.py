@@ -363,6 +363,7 @@ def test_what_of_qos_can_be_kept(tmp_path: Path) -> None:
     partly = Cgroups({"cpu": "it was not delegated to /x", "memory": "", "io": ""})
     found = look("qos", context(tmp_path, cgroups=partly, uid=1000))
     assert found.verdict == "info"
-    assert "of: memory, disk time; not of CPU time: it was not delegated to /x" in found.detail
+    assert "of: memory; limits of disks; " in found.detail
+    assert found.detail.endswith("; not of CPU time: it was not delegated to /x")
     assert "Delegate=yes" in found.repair
     assert look("qos", context(tmp_path, cgroups=Cgroups())).verdict == "warn"

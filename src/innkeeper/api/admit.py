@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from innkeeper.api.index import Index
-from innkeeper.control import cpuadmission, forking, memoryadmission, overcommit
+from innkeeper.control import cpuadmission, diskadmission, forking, memoryadmission, overcommit
 from innkeeper.control.admission import node_promises, open_claims
 from innkeeper.control.lifecycle import is_active
 from innkeeper.control.placement import Placement, place
@@ -56,7 +56,11 @@ class Admission:
         views = await self._views()
         claims, promises = open_claims(views, hosts, but=but), node_promises(views, hosts, but=but)
         overcommit.check_reservation(spec)
-        rules = [cpuadmission.rule(spec, views, but=but, to_run=to_run), memoryadmission.rule(spec)]
+        rules = [
+            cpuadmission.rule(spec, views, but=but, to_run=to_run),
+            memoryadmission.rule(spec),
+            diskadmission.rule(spec),
+        ]
         if to_run:
             rules.append(overcommit.rule(spec, views, but=but))
         return place(spec, hosts, claims, promises, to_run=to_run, rules=rules)
@@ -84,6 +88,7 @@ class Admission:
             hosts, views = await self._repo.hosts(), await self._views()
             cpuadmission.refuse_change(view, spec, hosts, views)
             memoryadmission.refuse_change(view.record, spec, hosts)
+            diskadmission.refuse_change(view.record, spec, hosts)
             if is_active(view.record, view.status):
                 overcommit.refuse_change(view.record, spec, hosts, views)
             yield

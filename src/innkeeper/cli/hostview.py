@@ -54,9 +54,11 @@ def _qos(told: dict[str, Any]) -> list[tuple[str, str]]:
     can = {"memory": f"shares, {kept}, limit, swap"}
     lines = [
         (f"qos of {name}", f"no: {told[key]}" if told[key] else can.get(key, "shares, reservation, limit"))
-        for key, name in (("cpu", "CPU"), ("memory", "memory"), ("io", "disks"))
+        for key, name in (("cpu", "CPU"), ("memory", "memory"))
         if key in told
     ]
+    if "io" in told:
+        lines.append(("qos of disks", f"limit; no shares: {told['io']}" if told["io"] else "shares, limit"))
     return [*lines, ("to get it", told["hint"])] if told.get("hint") else lines
 
 

@@ -17,6 +17,7 @@ from typing import Final
 from innkeeper.agent import facts as host_facts
 from innkeeper.agent import sysfs
 from innkeeper.agent.context import QemuView
+from innkeeper.agent.qos import disk
 from innkeeper.clock import Clock
 from innkeeper.drivers.cgroup import Cgroups, how_to_get
 from innkeeper.errors import InnkeeperError, NotFound, Unsupported
@@ -104,7 +105,7 @@ class LocalHost:
                 if binary
                 else {},
                 foreign=_foreign(facts),
-                qos=_qos(self.cgroups),
+                qos=_qos(self.cgroups, self._state),
                 extra=facts.to_dict(),
             ),
         )
@@ -119,11 +120,17 @@ def _binary(facts: host_facts.HostFacts, architecture: str) -> host_facts.QemuBi
     return next((one for one in facts.qemu if one.path.endswith(qemu_name(architecture))), None)
 
 
-def _qos(cgroups: Cgroups) -> QosSupport:
+def _qos(cgroups: Cgroups, disks: Path) -> QosSupport:
     cpu, memory, io = cgroups.why_not("cpu"), cgroups.why_not("memory"), cgroups.why_not("io")
     hint = how_to_get(os.geteuid() == 0) if cpu or memory or io else ""
     base = cgroups.bases.get("memory")
-    return QosSupport(cpu=cpu, memory=memory, io=io, memory_version=base.version if base else 0, hint=hint)
+    return QosSupport(
+        cpu=cpu,
+        memory=memory,
+        io=io or disk.why_not(cgroups, [disks]),
+        memory_version=base.version if base else 0,
+        hint=hint,
+    )
 
 
 def _foreign(facts: host_facts.HostFacts) -> dict[str, ForeignQemu]:

@@ -18,6 +18,7 @@ Version = Literal[1, 2]
 # sched_weight_from_cgroup).
 WEIGHT_MIN: Final = 1
 WEIGHT_MAX: Final = 10_000
+_WEIGHT_UNTOLD: Final = 100
 _SHARES_OF_100: Final = 1024
 _SHARES_MIN: Final = 2
 # kernel/sched/core.c: quota and period lie between 1 ms and 1 s.
@@ -161,7 +162,7 @@ def _v2(setting: Setting) -> tuple[Write, ...]:
             return ()
         case IoWeight(weight):
             files = (("io.weight", f"default {weight}"), ("io.bfq.weight", _bfq(weight)))
-            return (Write("io", files),)
+            return (Write("io", files, needed=weight != _WEIGHT_UNTOLD),)
 
 
 def _v1(setting: Setting) -> tuple[Write, ...]:
@@ -193,7 +194,8 @@ def _v1(setting: Setting) -> tuple[Write, ...]:
             text = str(usual if value is None else value)
             return (_one("memory", "memory.swappiness", text, needed=value is not None),)
         case IoWeight(weight):
-            return (Write("io", (("blkio.bfq.weight", _bfq(weight)), ("blkio.weight", _bfq(weight)))),)
+            files = (("blkio.bfq.weight", _bfq(weight)), ("blkio.weight", _bfq(weight)))
+            return (Write("io", files, needed=weight != _WEIGHT_UNTOLD),)
         case MemoryMin() | MemoryHigh():
             what = "a guaranteed minimum" if isinstance(setting, MemoryMin) else "a limit that slows down"
             raise Unsupported(

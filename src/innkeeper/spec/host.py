@@ -49,7 +49,8 @@ class ForeignQemu(Model):
 
 
 class QosSupport(Model):
-    """Why shares, reservations and limits cannot be kept here, of each resource; empty: they can."""
+    """Why shares, reservations and limits of CPU and memory cannot be kept here, and shares of disks (`io`);
+    empty: they can. Limits of disks always are."""
 
     cpu: str = ""
     memory: str = ""

@@ -151,7 +151,12 @@ class MemoryQos(Model):
 
 class DiskQos(DiskLimits):
     """Limits of all its disks together: what one takes, the others do not get. A disk with limits of its own
-    (`disks.N.qos`) has those instead."""
+    (`disks.N.qos`) has those instead. Shares are kept by the host's I/O scheduler, where that knows any."""
+
+    shares: Shares = Field(
+        default="normal",
+        description="low, normal or high, or a number: its part of a disk of the host that is busy.",
+    )
 
 
 class Qos(Model):
@@ -210,8 +215,16 @@ class MemoryReport(Model):
     not_in_force: str = Field(default="", description="Why not; empty: it is as it says, or does not run.")
 
 
+class DiskReport(Model):
+    """What time of the host's disks a VM is promised."""
+
+    shares: int = Field(description="Against those of other VMs on the same disk.")
+    not_in_force: str = Field(default="", description="Why not; empty: it is as it says, or does not run.")
+
+
 class QosReport(Model):
     """What a VM is promised, and what of that is in force."""
 
     cpu: CpuReport
     memory: MemoryReport
+    disk: DiskReport

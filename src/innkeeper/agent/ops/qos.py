@@ -7,7 +7,7 @@ from innkeeper.agent.qos import memory
 from innkeeper.agent.qos.enforce import enforce
 from innkeeper.errors import Failed
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
-from innkeeper.spec.qos import CpuReport, QosReport, share_number
+from innkeeper.spec.qos import CpuReport, DiskReport, QosReport, share_number
 from innkeeper.units import format_cores
 
 
@@ -34,4 +34,8 @@ def report(ctx: Context, record: InstanceRecord) -> QosReport:
             not_in_force=status.qos.get("cpu", "") if runs else "",
         ),
         memory=memory.report(ctx, record),
+        disk=DiskReport(
+            shares=share_number(record.spec.qos.disk.shares),
+            not_in_force=status.qos.get("disk", "") if runs else "",
+        ),
     )

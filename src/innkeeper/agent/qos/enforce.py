@@ -25,7 +25,9 @@ def enforce(ctx: Context, only: str | None = None) -> dict[str, dict[str, str]]:
     return found
 
 
-def _written(group: Group | None, settings: Sequence[Setting]) -> str:
+def _written(group: Group | None, settings: Sequence[Setting] | str) -> str:
+    if isinstance(settings, str):
+        return settings
     if not settings:
         return ""
     if group is None:

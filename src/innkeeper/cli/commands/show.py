@@ -120,7 +120,11 @@ def _qos(qos: dict[str, Any]) -> list[tuple[str, str]]:
     if cpu["entitlement"] is not None:
         said.append(f"{cpu['entitlement']:g} of the host when all are busy")
     told = f"{', '.join(said)}{'; NOT in force: ' + cpu['not_in_force'] if cpu['not_in_force'] else ''}"
-    return [("cpu time", told), *([("memory kept", kept)] if kept else [])]
+    return [
+        ("cpu time", told),
+        *([("memory kept", kept)] if kept else []),
+        *_disk_shares(qos.get("disk") or {}),
+    ]
 
 
 def _memory_qos(memory: dict[str, Any]) -> str:
@@ -139,6 +143,13 @@ def _memory_qos(memory: dict[str, Any]) -> str:
         said.append(f"{human_size(memory['swapped'])} in swap now")
     told = ", ".join(said)
     return f"{told}; NOT in force: {memory['not_in_force']}" if memory.get("not_in_force") else told
+
+
+def _disk_shares(disk: dict[str, Any]) -> list[tuple[str, str]]:
+    if disk.get("shares", 1000) == 1000 and not disk.get("not_in_force"):
+        return []
+    why = disk.get("not_in_force")
+    return [("disk time", f"{disk['shares']} shares{f'; NOT in force: {why}' if why else ''}")]
 
 
 def _balloon(status: dict[str, Any]) -> str:
