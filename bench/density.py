@@ -60,7 +60,7 @@ def run(lab: Lab) -> list[Sample]:
         pids = [client.instances.get_data(name)["pid"] for name in names]
         owed = client.host.show()["overcommit"]["memory"]
         alone = [private_bytes(pid) for pid in pids]
-        saved = _merged(lab)
+        saved = _merged(lab, 15.0 if lab.quick else _MERGES_WITHIN_S)
     return samples(alone, saved, owed["capacity"], memory * MiB)
 
 
@@ -90,11 +90,11 @@ def rollup_bytes(text: str) -> int:
     return sum(int(words[1]) * 1024 for words in lines if words and words[0] in wanted)
 
 
-def _merged(lab: Lab) -> int:
+def _merged(lab: Lab, within_s: float) -> int:
     """What is saved once that has stopped growing."""
     begun = grown = time.monotonic()
     most = 0
-    while (now := time.monotonic()) - grown < _QUIET_S * 2 and now - begun < _MERGES_WITHIN_S:
+    while (now := time.monotonic()) - grown < _QUIET_S * 2 and now - begun < within_s:
         report: dict[str, Any] = lab.daemon.client.host.show()["ksm"] or {}
         if report.get("saved_bytes", 0) > most * 1.02:
             most, grown = report["saved_bytes"], now
