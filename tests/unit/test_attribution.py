@@ -183,7 +183,7 @@ def test_who_used_it_when_it_was_lacking() -> None:
 
 
 def test_a_reservation_leaves_what_is_promised_to_others() -> None:
-    promised = vm("db", {"cpu": 1.2, "wait": 0.0}, qos={"cpu": {"reservation": "1.2"}})
+    promised = vm("db", {"cpu": 1.05, "wait": 0.0}, qos={"cpu": {"reservation": "1.05"}})
     found = asked(vm("web", busy(0.5, 0.5)), promised)
     commands = [one.command for one in found.causes[0].advice]
     assert "inn set web qos.cpu.reservation=0.7" in commands

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from api_harness import FACTS, HOST, record
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes.cgroups import FakeHost
 from fakes.world import World
@@ -16,9 +18,9 @@ from helpers import run
 from innkeeper.agent.ops.qos import report
 from innkeeper.agent.qos import cpu, together
 from innkeeper.agent.qos.keeper import QosKeeper
-from innkeeper.agent.qos.together import Together, weight_together
+from innkeeper.agent.qos.together import Standing, Together, standing
 from innkeeper.control import cpuadmission, forking
-from innkeeper.drivers.cgroupvalues import CpuLimit
+from innkeeper.drivers.cgroupvalues import WEIGHT_MAX, CpuLimit
 from innkeeper.errors import NoCapacity, Unsupported
 from innkeeper.spec.host import QosSupport
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus, State
@@ -52,7 +54,7 @@ def test_entitlements_and_weights_by_hand() -> None:
             named("d", limit="100m"),
         )
     }
-    entitled = cpu.entitled_cores(records, 2)  # 1.9 are given away
+    entitled = cpu.entitled_cores(records, 1.9)
     assert entitled == pytest.approx({"a": 1.0, "b": 0.5333, "c": 0.2667, "d": 0.1}, abs=1e-3)
     weights = cpu.weights_of(entitled)
     assert weights == {"a": 1000, "b": 533, "c": 267, "d": 100}
@@ -86,16 +88,39 @@ def test_quotas(millicores: int | None, expected: CpuLimit) -> None:
 @pytest.mark.parametrize(
     ("busy", "reserved", "cpus", "beside", "expected"),
     [
-        (0, 0.0, 2, 0, 100),  # never less than one process
-        (3, 0.0, 2, 0, 300),  # as many as are busy
-        (1, 1.0, 2, 300, 300),  # half of the host is reserved: as heavy as all the others
-        (1, 1.9, 2, 300, 5700),  # all but what is kept
-        (1, 2.5, 2, 300, 10_000),  # the host has lost CPUs
-        (500, 0.0, 2, 0, 10_000),
+        (0, 0.0, 2, 0, Standing(100, 1.75)),  # never less than one process
+        (3, 0.0, 2, 0, Standing(300, 1.75)),  # as many as are busy
+        (1, 1.0, 2, 300, Standing(300, 1.0)),  # half of the host is reserved: as heavy as all the others
+        (3, 1.0, 2, 200, Standing(600, 1.5)),  # and half of the rest is for two more that are busy
+        (8, 1.75, 2, 300, Standing(2100, 1.75)),  # what is kept is left to the host, however many are busy
+        (8, 5.0, 2, 300, Standing(2100, 1.75)),  # the host has lost CPUs
+        (500, 0.0, 2, 0, Standing(10_000, 1.75)),
     ],
 )
-def test_all_together(busy: int, reserved: float, cpus: int, beside: int, expected: int) -> None:
-    assert weight_together(busy, reserved, cpus, beside) == expected
+def test_all_together(busy: int, reserved: float, cpus: int, beside: int, expected: Standing) -> None:
+    assert standing(busy, reserved, cpus, beside) == expected
+
+
+@given(st.integers(0, 100), st.floats(0, 64), st.integers(1, 64), st.integers(0, 100_000))
+def test_the_host_keeps_its_part_and_what_is_reserved_is_kept(
+    busy: int, reserved: float, cpus: int, beside: int
+) -> None:
+    found = standing(busy, reserved, cpus, beside)
+    most = cpu.capacity_cores(cpus)
+    assert min(reserved, most) <= found.cores <= most
+    if reserved and beside and found.weight < WEIGHT_MAX:
+        got = cpus * found.weight / (found.weight + beside)
+        assert got <= most + 1, "rounded up to the least weight there is"
+        assert got >= min(reserved, most) - cpus / found.weight
+
+
+def test_a_reservation_is_kept_from_siblings_where_the_host_is_busy_with_others() -> None:
+    """Together they have little more than what one of them reserved: it gets that, not its part of it."""
+    records = {"a": named("a", reservation="1"), "b": named("b")}
+    all_of_it = cpu.entitled_cores(records, 1.75)
+    squeezed = cpu.entitled_cores(records, 1.1)
+    assert all_of_it == {"a": 1.0, "b": 0.75}
+    assert squeezed["a"] == 1.0 and squeezed["b"] == pytest.approx(0.1)
 
 
 # ---- admission ----
@@ -114,16 +139,16 @@ def test_a_reservation_is_refused_with_the_numbers() -> None:
         active("new", reservation="2"),
     ]
     others.append(InstanceView(named("off", reservation="2"), InstanceStatus(state=State.STOPPED), 1))
-    assert refusal(spec(reservation="400m"), others) == ""
-    told = refusal(spec(reservation="401m"), others)
-    assert "401m cores are to be reserved, and 0.4 of its 2 can be" in told
-    assert "0.1 is kept for the host, 1.5 are reserved by web (1), db (0.5)" in told
-    assert "0.8 cores are to be reserved (0.4 each)" in refusal(spec(reservation="400m"), others, count=2)
+    assert refusal(spec(reservation="250m"), others) == ""
+    told = refusal(spec(reservation="251m"), others)
+    assert "251m cores are to be reserved, and 250m of its 2 can be" in told
+    assert "250m is kept for the host, 1.5 are reserved by web (1), db (0.5)" in told
+    assert "0.4 cores are to be reserved (0.2 each)" in refusal(spec(reservation="200m"), others, count=2)
 
 
 def test_what_the_host_keeps_is_promised_to_nobody() -> None:
-    assert refusal(spec(reservation="1.9"), []) == ""
-    assert "1.9 of its 2" in refusal(spec(reservation="2"), [])
+    assert refusal(spec(reservation="1.75"), []) == ""
+    assert "1750m of its 2" in refusal(spec(reservation="2"), [])
     assert refusal(spec(16, reservation="15"), [], cpus=16) == ""
     assert "0.8 is kept" in refusal(spec(16, reservation="15.5"), [], cpus=16)
 
@@ -200,18 +225,18 @@ def test_it_holds_before_the_vm_runs_and_changes_with_those_beside_it(
             assert of(world, "a", "cpu.weight") == "1500"
             await world.create("b", spec=cpu_qos(shares=500))
             # What starts has its own at once; the others follow with the keeper's next look.
-            assert (of(world, "a", "cpu.weight"), of(world, "b", "cpu.weight")) == ("1500", "633")
+            assert (of(world, "a", "cpu.weight"), of(world, "b", "cpu.weight")) == ("1500", "583")
             keeper = QosKeeper(ctx)
             await keeper.look()
-            # 1.9 cores, 2:1
-            assert (of(world, "a", "cpu.weight"), of(world, "b", "cpu.weight")) == ("1267", "633")
+            # 1.75 cores, 2:1
+            assert (of(world, "a", "cpu.weight"), of(world, "b", "cpu.weight")) == ("1167", "583")
             parent = world.cgroups.bases["cpu"].path
             assert (parent / "cpu.weight").read_text() == "400"  # four vCPUs that boot
             host.writes.clear()
             await keeper.look()
             assert [one for one in host.writes if "cpu.max" in one or one.startswith("cpu.weight=1267")] == []
             said = report(ctx, ctx.records["a"]).cpu
-            assert (said.shares, said.limit, said.entitlement) == (2000, "1.5", 1.267)
+            assert (said.shares, said.limit, said.entitlement) == (2000, "1.5", 1.167)
             await world.remove("b")
             await keeper.look()
             assert of(world, "a", "cpu.weight") == "1500"
@@ -282,12 +307,12 @@ def test_idle_vms_do_not_make_the_others_heavier(
             for name in ("busy", "idle"):
                 await world.create(name, spec=cpu_qos())
             known = Together()
-            assert known.look(ctx, 100.0) == 400
+            assert known.look(ctx, 100.0).weight == 400
             group = world.cgroups.get(ctx.records["busy"].uid)
             assert group is not None
             (group.paths[0] / "cpu.stat").write_text("usage_usec 4500000\n")
-            assert known.look(ctx, 102.0) == 200
-            assert known.look(ctx, 104.0) == 100
+            assert known.look(ctx, 102.0).weight == 200
+            assert known.look(ctx, 104.0).weight == 100
 
     play(scenario)
 
@@ -295,6 +320,6 @@ def test_idle_vms_do_not_make_the_others_heavier(
 def test_a_thousand_vms_are_decided_in_no_time(play: Callable[[Scenario], None]) -> None:
     records = {one.uid: one for one in (named(f"vm-{number}", shares=500 + number) for number in range(1000))}
     begun = time.process_time()
-    weights = cpu.weights_of(cpu.entitled_cores(records, 64))
+    weights = cpu.weights_of(cpu.entitled_cores(records, 64.0))
     assert time.process_time() - begun < 0.2
     assert len(weights) == 1000

@@ -86,4 +86,4 @@ def test_a_thousand_take_milliseconds() -> None:
 
 
 def test_what_the_host_keeps() -> None:
-    assert [kept_millicores(cpus) for cpus in (1, 2, 16, 64)] == [100, 100, 800, 3200]
+    assert [kept_millicores(cpus) for cpus in (1, 2, 16, 64)] == [250, 250, 800, 3200]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -140,6 +141,7 @@ class Context:
     snapshot_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
     unsaved: set[str] = field(default_factory=set)  # uids whose status the store could not take
     launching: set[str] = field(default_factory=set)  # uids whose QEMU is about to run
+    cpu_cores: float = math.inf  # what VMs have together now, beside what else runs on the host
     cpu_entitled: dict[str, float] = field(default_factory=dict)  # by uid, in cores, when all are busy
     qos_changed: asyncio.Event = field(default_factory=asyncio.Event)  # look again who is to have what
     balloon_news: asyncio.Event = field(default_factory=asyncio.Event)  # worth a look before it is due

@@ -1,7 +1,8 @@
 """CPU time: every VM's part of the host, as weight and quota of its control group.
 
-Weights are proportional to what each VM is entitled to when all are busy (spec/sharing.py), so that among
-busy VMs each gets at least that, reservations included, and what idle ones leave goes to the others. A quota
+Weights are proportional to what each VM is entitled to when all are busy (spec/sharing.py) of what they have
+together beside the host's own processes (agent/qos/together.py), so that among busy VMs each gets at least
+that, reservations included, and what idle ones leave goes to the others. A quota
 is set only where there is a limit: nothing is wasted otherwise.
 """
 
@@ -33,9 +34,9 @@ def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
     """Settings of every VM that runs or is about to; and what each is entitled to, into the context."""
     present = {*ctx.running, *ctx.launching}
     records = {record.uid: record for record in ctx.records.values() if record.uid in present}
-    entitled = entitled_cores(records, len(os.sched_getaffinity(0)))
-    ctx.cpu_entitled = entitled
-    weights = weights_of(entitled)
+    capacity = capacity_cores(len(os.sched_getaffinity(0)))
+    ctx.cpu_entitled = entitled_cores(records, capacity)
+    weights = weights_of(entitled_cores(records, min(capacity, ctx.cpu_cores)))
     kept = ctx.cgroups.why_not("cpu") == ""
     return {
         uid: (CpuWeight(weights[uid]), quota_of(record.spec.qos.cpu.limit))
@@ -45,13 +46,13 @@ def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
     }
 
 
-def entitled_cores(records: Mapping[str, InstanceRecord], cpus: int) -> dict[str, float]:
-    """Of each, in cores, when all are busy. A template stands still and takes part with nothing; it counts
-    when it runs on."""
+def entitled_cores(records: Mapping[str, InstanceRecord], capacity: float) -> dict[str, float]:
+    """Of each, in cores, when all are busy and have `capacity` cores together. A template stands still and
+    takes part with nothing; it counts when it runs on."""
     uids = [uid for uid, record in records.items() if record.wanted.template is None]
     claims = [claim_of(records[uid].spec) for uid in uids]
     found = dict.fromkeys(records, 0.0)
-    return found | dict(zip(uids, entitlements(claims, capacity_cores(cpus)), strict=True))
+    return found | dict(zip(uids, entitlements(claims, capacity), strict=True))
 
 
 def capacity_cores(cpus: int) -> float:

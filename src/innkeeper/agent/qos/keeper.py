@@ -53,8 +53,10 @@ class QosKeeper:
         for uid, running in list(self._ctx.running.items()):
             if self._ctx.cgroups.bases and running.at_rest.is_set():
                 await self._keep_in(uid, running)
+        standing = self._together.look(self._ctx, self._ctx.clock.monotonic())
+        self._ctx.cpu_cores = standing.cores
         outcome = enforce(self._ctx)
-        self._ctx.cgroups.weigh(self._together.look(self._ctx, self._ctx.clock.monotonic()))
+        self._ctx.cgroups.weigh(standing.weight)
         for uid, parts in outcome.items():
             await self._tell_parts(uid, {part: why for part, why in parts.items() if why})
         for uid in set(self._told) - set(self._ctx.running):
