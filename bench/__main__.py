@@ -30,6 +30,7 @@ BENCHMARKS: Final = {
     "exec": "inn exec, and copying both ways",
     "guestio": "disk and network inside the guest; beside QEMU tuned by hand",
     "balloon": "an idle guest's memory taken under pressure, and given back; deciding for 1,000 VMs",
+    "qos_cpu": "limits, reservations and shares of CPU time of 2, 4 and 8 busy VMs, and how soon they hold",
     "qos_disk": "limits of disks: how near, bursts, shared by two disks, how soon a change holds",
     "density": "idle forks with a guaranteed working set that the machine carries, before and after KSM",
     "sampling": "reading the counters of 100 VMs, CPU time of one core",
