@@ -101,6 +101,29 @@ def test_huge_pages_hold_a_guest_its_fork_and_its_snapshot(fresh: FreshDaemon, p
     assert pool.total - pool.unused == used - 64, "all pages are back"
 
 
+@pytest.fixture
+def shmem_pages() -> Iterator[None]:
+    """The host leaves huge pages of memory files to programs, for as long as the test takes."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    if os.geteuid() != 0 or not os.access(setting, os.W_OK):
+        pytest.skip("only root may say which memory files get huge pages")
+    before = setting.read_text().partition("[")[2].partition("]")[0]
+    setting.write_text("advise")
+    try:
+        yield
+    finally:
+        setting.write_text(before)
+
+
+def test_transparent_huge_pages_are_mapped_as_such(fresh: FreshDaemon, shmem_pages: None) -> None:
+    daemon = fresh(images=True)
+    boot(daemon, "thp", memory={"size": "128MiB", "thp": "always", "prealloc": True})
+    text = Path(f"/proc/{daemon.status('thp')['pid']}/smaps").read_text()
+    of_ram = text.partition("memfd:innkeeper-ram")[2].partition("VmFlags")[0]
+    mapped = next(line.split()[1] for line in of_ram.splitlines() if line.startswith("ShmemPmdMapped"))
+    assert int(mapped) * 1024 == 128 * MiB
+
+
 def test_more_huge_pages_than_memory(fresh: FreshDaemon) -> None:
     daemon = fresh()
     before = hugepages.pool(PAGE).total

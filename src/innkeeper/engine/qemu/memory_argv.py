@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from innkeeper.engine.base import LaunchPlan
 from innkeeper.engine.memory import MAIN_RAM, RamPlan
 from innkeeper.units import MiB
+
+# QEMU maps a file on the boundary of one of its pages (7.2, file_ram_alloc). Ordinary pages that the kernel
+# has put together are mapped as one only where address and offset agree on the lower bits (kernel,
+# mm/huge_memory.c, thp_vma_suitable_order), under KVM as well.
+HUGE_ALIGN_BYTES: Final = 2 * MiB
 
 
 class RamWiring(Protocol):
@@ -63,6 +68,8 @@ def backend_members(plan: LaunchPlan, piece: RamPlan, members: dict[str, Any]) -
         "id": piece.id,
         "size": piece.size_bytes,
     }
+    if found.get("qom-type") == "memory-backend-file" and not plan.memory.page_bytes:
+        found["align"] = HUGE_ALIGN_BYTES
     if (plan.memory.prealloc or plan.memory.page_bytes) and not plan.ram_private:
         found["prealloc"] = True
     return found
