@@ -12,21 +12,20 @@ from vms import templates
 from vms.daemon import Daemon, short_directory
 from vms.forks import Guest, assert_nothing_remains
 
+PACKAGES = {"qemu-system-aarch64": "qemu-system-arm", "qemu-system-riscv64": "qemu-system-misc"}
+MISSING = [f"{name}: apt-get install {package}" for name, package in PACKAGES.items() if which(name) is None]
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.skipif(
-        which("qemu-system-aarch64") is None,
-        reason="qemu-system-aarch64 is not installed: apt-get install qemu-system-arm",
-    ),
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
 
 
 @pytest.fixture(scope="module")
 def host(template_state: Path) -> Iterator[Daemon]:
-    image = templates.built_image("tiny-arm64")
     state = short_directory()
     templates.copy_state(template_state, state)
-    templates.register(state, "tiny-arm64", image)
+    templates.register(state, "tiny-arm64", templates.built_image("tiny-arm64"))
+    templates.register(state, "tiny-riscv64", templates.built_image("tiny-riscv64"))
     daemon = Daemon(state).start()
     daemon.checked = True
     try:
@@ -55,6 +54,23 @@ def test_an_arm_guest_runs_like_any_other(host: Daemon) -> None:
     copy.remove()
     inn("stop", "arm").ok()
     assert host.status("arm")["ended"]["reason"] == "stopped"
+    assert_nothing_remains(host)
+
+
+def test_so_does_a_riscv_guest(host: Daemon) -> None:
+    """Its packages may be of a later release than this machine's."""
+    inn = host.inn
+    inn("run", "tiny-riscv64", "-d", "--name", "riscv", "--cpus", "2", "--disk", "64MiB").ok()
+    riscv = Guest(host, "riscv")
+    assert riscv.sh("uname -m; nproc").split() == ["riscv64", "2"]
+    riscv.sh("/bin/mke2fs -q -t ext4 /dev/vda && mount /dev/vda /mnt && echo kept >/mnt/file && sync")
+    riscv.sh("/lib/inn/reseed")
+    inn("fork", "riscv", "--name", "copy").ok()
+    copy = Guest(host, "copy")
+    assert copy.sh("hostname; cat /mnt/file; grep -c /mnt /proc/mounts").split() == ["copy", "kept", "1"]
+    copy.remove()
+    inn("stop", "riscv").ok()
+    assert host.status("riscv")["ended"]["reason"] == "stopped"
     assert_nothing_remains(host)
 
 

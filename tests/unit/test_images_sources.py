@@ -48,6 +48,37 @@ def test_a_release_without_the_architecture_is_told(tmp_path: Path, name: str, w
     assert words in refused.value.hint and "--kernel" in refused.value.hint
 
 
+class LaterRelease(NoLists):
+    """A mirror that has the architecture in a later release alone, and not all of its suites."""
+
+    def __init__(self, lists: Path) -> None:
+        self.lists = lists
+        self.updates: list[str] = []
+
+    async def run(self, argv: Sequence[str], **options: Any) -> Finished:
+        if "indextargets" in argv:
+            return Finished(tuple(argv), 0, TARGETS.encode(), b"")
+        given = next((word for word in argv if word.startswith("Dir::Etc::sourcelist=")), "")
+        self.updates.append(Path(given.partition("=")[2]).read_text() if given else "")
+        if given:
+            (self.lists / "mirror.test_trixie_main_binary-riscv64_Packages").touch()
+        raise CommandFailed("apt-get failed", details={"stderr": "Some index files failed to download"})
+
+
+def test_an_architecture_that_came_later_is_taken_from_the_release_that_has_it(tmp_path: Path) -> None:
+    machine = LaterRelease(tmp_path / "lists")
+    asyncio.run(ForeignApt(cast(Runner, machine), architecture("riscv64"), tmp_path).fetch_lists())
+    assert machine.updates[0] == "" and len(machine.updates) == 2
+    assert "http://mirror.test/debian/ trixie main" in machine.updates[1]
+
+
+def test_one_that_did_not_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    machine = LaterRelease(tmp_path / "lists")
+    with pytest.raises(InnkeeperError, match="apt-get failed"):
+        asyncio.run(ForeignApt(cast(Runner, machine), architecture("arm64"), tmp_path).fetch_lists())
+    assert machine.updates == [""]
+
+
 def failed(stderr: str) -> InnkeeperError:
     return CommandFailed("apt-get failed: E: something", details={"stderr": stderr})
 

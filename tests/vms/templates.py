@@ -18,13 +18,14 @@ from innkeeper.spec.image import ImageRecord
 from innkeeper.store.repo import Repo
 from innkeeper.store.sqlite import SqliteStore
 
-Recipe = Literal["tiny", "debian", "tiny-arm64"]
+Recipe = Literal["tiny", "debian", "tiny-arm64", "tiny-riscv64"]
 
 SOURCES = Path(__file__).parents[2] / "src" / "innkeeper" / "images"
 # What has no part in building an image; else a change anywhere would cost a build.
 _ELSEWHERE = {
     "tiny": ("inspect.py", "importing.py", "debian", "bootdisk.py", "aptsources.py", "foreign.py"),
     "tiny-arm64": ("inspect.py", "importing.py", "debian", "bootdisk.py", "aptsources.py"),
+    "tiny-riscv64": ("inspect.py", "importing.py", "debian", "bootdisk.py"),
     "debian": ("inspect.py", "importing.py", "tiny"),
 }
 # Files of a state directory that belong to its daemon's life, not to what it knows.

@@ -13,6 +13,7 @@ from typing import Final
 
 from innkeeper.drivers.run import Finished, Limits, Runner
 from innkeeper.errors import BadRequest, InnkeeperError, Unsupported
+from innkeeper.images.aptsources import choose, machine_sources
 from innkeeper.images.debs import APT_ENV, KERNELS, explain_apt
 
 _UPDATE_DEADLINE_S: Final = 300.0
@@ -30,6 +31,7 @@ class Architecture:
     libraries: str
     append: str  # kernel command line
     append_tcg: str  # what gains time under TCG
+    since: str = ""  # Debian's first release that has it, where the machine's own may be older
 
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
@@ -48,7 +50,7 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
         Architecture(
             "riscv64", "riscv64", ("linux-image-riscv64", "linux-image-virtual"),
             "lib", "lib/riscv64-linux-gnu",
-            "console=ttyS0 quiet panic=-1 cryptomgr.notests", "mitigations=off nokaslr",
+            "console=ttyS0 quiet panic=-1 cryptomgr.notests", "mitigations=off nokaslr", since="trixie",
         ),
     )
 }  # fmt: skip
@@ -70,6 +72,7 @@ class ForeignApt:
         self._runner, self._wanted = runner, wanted
         self.spawn = runner.spawn
         self._lists, self._cache = scratch / "lists", scratch / "cache"
+        self._sources = scratch / "sources.list"
 
     @property
     def _options(self) -> list[str]:
@@ -81,19 +84,38 @@ class ForeignApt:
             "Dir::State::status": "/dev/null",
             "Dir::Cache": f"{self._cache}/",
         }
+        if self._sources.exists():
+            settings |= {"Dir::Etc::sourcelist": str(self._sources), "Dir::Etc::sourceparts": "-"}
         return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
     async def fetch_lists(self) -> None:
-        """Raises Unsupported when this machine's sources have nothing of that architecture, Failed when they
-        cannot be reached."""
+        """Of the machine's own release, or where that lacks the architecture of Debian's first one that has
+        it, from the same archives. Raises Unsupported when these have nothing of it, Failed when they cannot
+        be reached."""
         for directory in (self._lists / "partial", self._cache / "archives" / "partial"):
             directory.mkdir(parents=True)
+        failed = await self._update()
+        own = [one for one in await machine_sources(self._runner) if one.origin == "Debian"]
+        if not self._has_lists() and self._wanted.since and own:
+            self._sources.write_text("\n".join(choose(own, self._wanted.since)[1]) + "\n")
+            failed = await self._update()
+            if self._has_lists():
+                return  # a suite beside the release itself, such as its updates, may lack the architecture
+        if failed is not None:
+            raise failed
+        if not self._has_lists():
+            raise self.nothing()
+
+    async def _update(self) -> InnkeeperError | None:
+        """What went wrong, though some lists may have come."""
         try:
             await self.run(["apt-get", "-q", "update"], deadline_s=_UPDATE_DEADLINE_S, env=APT_ENV)
         except InnkeeperError as error:
-            raise explain_apt(error) from error
-        if not any(self._lists.glob(f"*_binary-{self._wanted.debian}_Packages*")):
-            raise self.nothing()
+            return explain_apt(error)
+        return None
+
+    def _has_lists(self) -> bool:
+        return any(self._lists.glob(f"*_binary-{self._wanted.debian}_Packages*"))
 
     def nothing(self) -> Unsupported:
         """The refusal of a machine whose sources lack the architecture."""

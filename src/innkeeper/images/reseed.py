@@ -30,8 +30,17 @@ _AARCH64: Final = struct.pack(
     *(0xD28A40E1, 0xD2800002, 0xD28003A8, 0xD4000001),
     *(0xD2800BA8, 0xD4000001),
 )
+# li a0, -100 (AT_FDCWD); auipc a1, 0; addi a1, a1, path; li a2, 0; li a7, 56 (openat); ecall
+# lui a1, 5; addi a1, a1, 0x207; li a2, 0; li a7, 29 (ioctl); ecall
+# li a7, 93 (exit); ecall
+_RISCV64: Final = struct.pack(
+    "<13I",
+    *(0xF9C00513, 0x00000597, 0x03058593, 0x00000613, 0x03800893, 0x00000073),
+    *(0x000055B7, 0x20758593, 0x00000613, 0x01D00893, 0x00000073),
+    *(0x05D00893, 0x00000073),
+)
 # e_machine (elf(5)) and the code
-_CODE: Final = {"x86_64": (62, _X86_64), "aarch64": (183, _AARCH64)}
+_CODE: Final = {"x86_64": (62, _X86_64), "aarch64": (183, _AARCH64), "riscv64": (243, _RISCV64)}
 
 
 def program(architecture: str) -> bytes | None:

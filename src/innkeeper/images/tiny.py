@@ -33,8 +33,9 @@ _MODULES: Final = (
     "virtio_pci", "virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_scsi", "virtio-rng",
     "virtio_balloon", "virtio_mem", "vmgenid", "virtiofs", "vmw_vsock_virtio_transport",
     "virtio_input", "button", "evdev", "sd_mod", "sr_mod", "ata_piix", "ahci", "nvme", "e1000", "e1000e",
-    "isofs", "vfat", "nls_ascii", "nls_iso8859-1", "nls_utf8", "nls_cp437", "ext4", "overlay", "loop",
-    "gpio-pl061", "gpio_keys", "pvpanic", "pvpanic-pci", "qemu_fw_cfg", "i6300esb", "iTCO_wdt", "softdog",
+    "isofs", "vfat", "nls_ascii", "nls_iso8859-1", "nls_utf8", "nls_cp437", "crc32c_generic", "ext4",
+    "overlay", "loop", "gpio-pl061", "gpio_keys", "pvpanic", "pvpanic-pci", "qemu_fw_cfg", "i6300esb",
+    "iTCO_wdt", "softdog",
 )  # fmt: skip
 _SCRIPTS: Final = {
     "init": ("tiny-init", 0o755),
@@ -55,6 +56,8 @@ _TEXTS: Final = {
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
     "etc/hostname": "tiny\n",
     "etc/shells": "/bin/sh\n",
+    # what a mount without a type tries: drivers that nobody has loaded yet are in no other list
+    "etc/filesystems": "ext4\nvfat\niso9660\n",
     "etc/inittab": "::ctrlaltdel:/sbin/reboot\n::shutdown:/bin/umount -ar\n",
     # acpid of busybox starts the file of that name when the power button is pressed
     "etc/acpi/PWRF/00000080": "#!/bin/sh\nexec /sbin/poweroff\n",
@@ -135,10 +138,10 @@ async def _collect(host: Runner, wanted: Architecture, tree: PackageTree, scratc
         for name in names
     }
     busybox = _first(tree.root, "usr/bin/busybox", "bin/busybox")
-    kernel = sorted((tree.root / "boot").glob("vmlinuz-*"))[-1:]
+    kernel = sorted((tree.root / "boot").glob("vmlinu[xz]-*"))[-1:]
     if not kernel:
         raise Failed("The kernel package has no kernel in /boot")
-    release = kernel[0].name.removeprefix("vmlinuz-")
+    release = kernel[0].name.partition("-")[2]
     modules_dir = _first(tree.root, f"usr/lib/modules/{release}", f"lib/modules/{release}")
     libraries = await _libraries(runner, tree, debs, list(programs.values()))
     return _Parts(
@@ -155,8 +158,8 @@ async def _collect(host: Runner, wanted: Architecture, tree: PackageTree, scratc
 
 
 async def _applets(host: Runner, busybox: Path, scratch: Path, *, native: bool) -> tuple[str, ...]:
-    """What a busybox can do, as it says itself; of one that cannot run here, as this machine's of the same
-    release says: Debian builds all with one configuration."""
+    """What a busybox can do, as it says itself; of one that cannot run here, as this machine's says:
+    Debian builds all with one configuration, and hardly changes it from release to release."""
     if not native:
         tree = PackageTree(scratch / "native")
         tree.root.mkdir()
