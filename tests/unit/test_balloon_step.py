@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from innkeeper.agent.tune.balloon import RULES, Account, Decision, Host, Memory, Vm, step
-from innkeeper.agent.tune.waterfill import Claim, fill
 from innkeeper.engine.memory import GuestMemory
+from innkeeper.spec.waterfill import Claim, fill
 from innkeeper.units import GiB, MiB
 
 TICK_S = 2.0

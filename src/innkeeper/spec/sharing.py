@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from innkeeper.spec.waterfill import Claim as Level
+from innkeeper.spec.waterfill import fill
+
 # What the host keeps: a twentieth of its CPUs, a quarter of one at least. The kernel's own threads, the
 # daemon and who administers the host run on that when every VM is busy: with a tenth of a CPU for all of
 # them together a host of two stood still for minutes.
@@ -41,27 +44,6 @@ def entitlements(claims: Sequence[Claim], capacity: float) -> list[float]:
         return (
             [claim.reservation * capacity / reserved for claim in claims] if reserved else [0.0] * len(claims)
         )
-    if sum(claim.limit for claim in claims) <= capacity:
-        return [claim.limit for claim in claims]
-    level = _level(claims, capacity, reserved)
-    return [min(max(level * claim.shares, claim.reservation), claim.limit) for claim in claims]
-
-
-def _level(claims: Sequence[Claim], capacity: float, reserved: float) -> float:
-    """Where the sum of all, which grows with the level in straight lines, reaches the capacity. At each
-    corner one begins to get more than its reservation, or stops at its limit."""
-    corners = sorted(
-        corner
-        for claim in claims
-        for corner in (
-            (claim.reservation / claim.shares, claim.shares),
-            (claim.limit / claim.shares, -claim.shares),
-        )
+    return fill(
+        capacity, [Level(claim.reservation, claim.limit, base=0.0, slope=claim.shares) for claim in claims]
     )
-    level, given, slope = 0.0, reserved, 0.0
-    for place, change in corners:
-        more = slope * (place - level)
-        if given + more >= capacity:
-            break
-        level, given, slope = place, given + more, slope + change
-    return level + (capacity - given) / slope if slope > 0 else level

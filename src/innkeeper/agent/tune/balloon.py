@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from innkeeper.agent.tune.waterfill import Claim, fill
 from innkeeper.engine.memory import GuestMemory
+from innkeeper.spec.waterfill import Claim, fill
 from innkeeper.units import MiB
 
 Standing = Literal["follows", "never", "barred", "silent", "ignores"]
