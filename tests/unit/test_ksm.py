@@ -324,7 +324,11 @@ def test_settings_are_kept_and_never_unmerges(rig: Rig, tmp_path: Path) -> None:
     again = LocalHost(tmp_path)
     Settings(again, tmp_path).load()
     assert again.settings == host.settings
-    assert again.settings.model_dump() == {"ksm": "never", "overcommit": {"memory": 1.5, "cpu": 8.0}}
+    assert again.settings.model_dump() == {
+        "ksm": "never",
+        "overcommit": {"memory": 1.5, "cpu": 8.0},
+        "vms_memory": None,
+    }
 
 
 def test_settings_that_cannot_be_read_or_written(tmp_path: Path) -> None:

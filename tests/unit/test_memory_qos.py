@@ -7,6 +7,7 @@ import errno
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -157,7 +158,7 @@ def test_what_copies_share_is_let_out_of_the_limit_of_the_parent() -> None:
 
 def test_a_balloon_has_a_while_to_reach_the_limit() -> None:
     asked = spec(limit="200MiB")
-    there = Running(cast(Machine, None), "u", cast(GuestAgent, None))
+    there = Running(cast(Machine, SimpleNamespace(accelerator="kvm")), "u", cast(GuestAgent, None))
     assert waits(asked, None, 0.0)  # about to start
     assert waits(asked, there, 100.0)  # not heard of yet
     seen = View("follows", "", 256 * MiB, 256 * MiB, 256 * MiB)
@@ -172,6 +173,11 @@ def test_a_balloon_has_a_while_to_reach_the_limit() -> None:
     ):
         there.balloon = view
         assert waits(asked, there, 110.0) is expected, view
+    there.machine = cast(Machine, SimpleNamespace(accelerator="tcg"))  # what it translated counts, too
+    there.balloon = replace(seen, left=136 * MiB)
+    assert waits(asked, there, 110.0)
+    there.balloon = replace(seen, left=72 * MiB)
+    assert not waits(asked, there, 110.0)
     there.balloon = seen
     assert waits(asked, there, 100.0 + PATIENCE_S)
     assert not waits(asked, there, 100.1 + PATIENCE_S)

@@ -37,13 +37,12 @@ from innkeeper.drivers.cgroupvalues import (
 )
 from innkeeper.errors import EngineError
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus
-from innkeeper.spec.overcommit import kept_bytes
+from innkeeper.spec.overcommit import QEMU_BYTES, beside_ram_bytes, kept_bytes
 from innkeeper.spec.qos import MemoryQos, MemoryReport, share_number
 from innkeeper.spec.sharing import Claim, entitlements
 from innkeeper.units import MiB, human_size
 
 # What QEMU takes beside the guest's RAM, as placement reckons (control/placement.py).
-_QEMU_BYTES: Final = 64 * MiB
 _QEMU_PART: Final = 256
 # How much a limit that is below what the VM has is lowered in one look (2 s): the kernel swaps that out
 # while we wait for it.
@@ -94,7 +93,7 @@ def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
 def most_bytes(spec: InstanceSpec) -> int:
     """Guest RAM and QEMU; of ordinary memory."""
     ram = 0 if spec.memory.hugepages else spec.memory.size
-    return ram + _QEMU_BYTES + spec.memory.size // _QEMU_PART
+    return ram + QEMU_BYTES + spec.memory.size // _QEMU_PART
 
 
 def reservation_of(spec: InstanceSpec) -> int:
@@ -220,7 +219,7 @@ def waits(spec: InstanceSpec, running: Running | None, now: float) -> bool:
     """Whether a limit below the VM's RAM is still to be reached by its balloon. Without swap the kernel
     would end a guest that boots, long before its driver is there."""
     limit = spec.qos.memory.limit
-    ram = most_bytes(spec) - _QEMU_BYTES - spec.memory.size // _QEMU_PART
+    ram = most_bytes(spec) - QEMU_BYTES - spec.memory.size // _QEMU_PART
     if limit is None or limit >= most_bytes(spec) or not ram or spec.qos.memory.balloon == "never":
         return False
     if running is None:
@@ -232,7 +231,7 @@ def waits(spec: InstanceSpec, running: Running | None, now: float) -> bool:
     view = running.balloon
     if view is None or (view.standing == "silent" and not view.overdue):
         return True
-    return view.standing == "follows" and view.left > limit - _QEMU_BYTES
+    return view.standing == "follows" and view.left > limit - beside_ram_bytes(running.machine.accelerator)
 
 
 def swappiness(root: Path = sysfs.HOST_ROOT) -> int:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from innkeeper.agent.context import Context, Running
-from innkeeper.agent.ops.launch import QEMU_OVERHEAD_BYTES
 from innkeeper.agent.tune import supply
 from innkeeper.agent.tune.balloon import RULES, Host, Memory, Rules, View, Vm, step
 from innkeeper.engine.base import LaunchPlan, Machine
 from innkeeper.engine.memory import Balloon
 from innkeeper.errors import EngineError, InnkeeperError
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus, State
+from innkeeper.spec.overcommit import beside_ram_bytes
 from innkeeper.spec.qos import share_number
 
 log = logging.getLogger("innkeeper.balloon")
@@ -140,7 +140,8 @@ class Balloons:
         views = [one.balloon for one in there.values() if one.balloon is not None]
         short = any(one.left < self._rules.goal * one.capacity for one in host.accounts)
         limited = any(
-            (limit := self._limit(record)) is not None and limit < record.spec.memory.size
+            (limit := _limit(record, there[record.uid].machine)) is not None
+            and limit < record.spec.memory.size
             for record in self._ctx.records.values()
             if record.uid in there
         )
@@ -191,18 +192,13 @@ class Balloons:
             guest=known.balloon.guest,
             shares=float(share_number(qos.shares)),
             reservation=qos.reservation,
-            limit=self._limit(record),
+            limit=_limit(record, known.machine),
             wanted=qos.balloon == "auto",
             barred=_barred(running.plan, known.machine),
             backed=known.backed,
             run=(known.machine, running.balloon_runs),
             tells_every_s=patience_s,
         )
-
-    def _limit(self, record: InstanceRecord) -> int | None:
-        """Of its RAM alone: QEMU's own part is within the limit, too."""
-        limit = record.spec.qos.memory.limit
-        return None if limit is None else max(0, limit - QEMU_OVERHEAD_BYTES)
 
     # -- what is done ------------------------------------------------------------------------------
 
@@ -250,6 +246,12 @@ class Balloons:
 def _unheard(view: View | None) -> bool:
     """Of one that is new here: whether its guest tells anything is to be known soon."""
     return view is None or (view.standing == "silent" and not view.overdue)
+
+
+def _limit(record: InstanceRecord, machine: Machine) -> int | None:
+    """Of its RAM alone: QEMU's own part is within the limit, too."""
+    limit = record.spec.qos.memory.limit
+    return None if limit is None else max(0, limit - beside_ram_bytes(machine.accelerator))
 
 
 def _barred(plan: LaunchPlan, machine: Machine) -> str:
