@@ -65,7 +65,7 @@ def test_what_guests_use(fresh: Fresh, small: Callable[..., dict[str, Any]]) -> 
             time.sleep(1.0)
             begun = time.monotonic()
             assert _vcpu(_metrics(daemon, "busy"))["used"] > 0.1
-            assert time.monotonic() - begun < 1.5
+            assert time.monotonic() - begun < 5.0
 
     # A fork hands the parent over to another process, whose counters begin anew.
     pid = daemon.client.instances.get("busy").data["pid"]
