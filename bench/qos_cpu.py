@@ -68,13 +68,16 @@ def run(lab: Lab) -> list[Sample]:
 
 @contextmanager
 def _busy(lab: Lab, count: int) -> Iterator[list[Instance]]:
-    """One is booted and made busy, the others are its forks."""
+    """One is booted, the others are its forks; then all are made busy. A copy of one that is busy would leave
+    the next little of the CPUs while that is made."""
     instances = lab.daemon.client.instances
     parent = instances.create(SPEC, name="spin", start=True, wait="ready")
     try:
-        parent.exec(["sh", "-c", LOOPS])
-        parent.fork(count=count - 1, wait="running")
-        yield [parent, *(instances.handle(f"spin-{number}") for number in range(1, count))]
+        parent.fork(count=count - 1)
+        vms = [parent, *(instances.handle(f"spin-{number}") for number in range(1, count))]
+        for vm in vms:
+            vm.exec(["sh", "-c", LOOPS])
+        yield vms
     finally:
         for name in ("spin", *(f"spin-{number}" for number in range(1, count))):
             with suppress(InnkeeperError):
