@@ -11,14 +11,13 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from innkeeper.errors import InnkeeperError
-from vms import forks, templates
-from vms.daemon import Daemon, short_directory
+from vms import forks
+from vms.daemon import Daemon
 from vms.forks import DISK, Guest, Parent
 
 pytestmark = pytest.mark.vm
@@ -28,19 +27,6 @@ SECONDS, CLIENTS, MOST_VMS, MOST_COPIES = (120.0, 8, 60, 8) if LONG else (8.0, 3
 SEED = int(os.environ.get("INNKEEPER_SEED") or 1)
 # What concurrent verbs may answer: somebody else was first, or is at it.
 EXPECTED = {"not_found", "wrong_state", "name_taken", "conflict", "no_capacity", "refused", "guest_timeout"}
-
-
-@pytest.fixture
-def host(template_state: Path) -> Iterator[Daemon]:
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        print(f"the daemon's log:\n{daemon.tail(8000)}")  # shown when the test fails
-        daemon.close()
 
 
 class Family:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vms import forks, templates
-from vms.daemon import Daemon, short_directory
+from vms import forks
+from vms.daemon import Daemon
 from vms.forks import Guest
 from vms.waiting import eventually
 
@@ -21,16 +20,9 @@ CLOCK_WITHIN_S = 5
 
 
 @pytest.fixture(scope="module")
-def daemon(template_state: Path) -> Iterator[Daemon]:
+def daemon(host: Daemon) -> Daemon:
     """Of this module: its guests get new processes all the time."""
-    state = short_directory()
-    templates.copy_state(template_state, state)
-    daemon = Daemon(state).start()
-    daemon.checked = True
-    try:
-        yield daemon
-    finally:
-        daemon.close()
+    return host
 
 
 @pytest.fixture(scope="module")
