@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from innkeeper.control.advice.evidence import Bucket, Evidence
+from innkeeper.control.advice.evidence import AVERAGES, Bucket, Evidence
 from innkeeper.spec.advice import Advice, InstanceAdvice, Trial, TrialState, Withheld
 from innkeeper.spec.host import HostFacts, HostNode, HugePages
 from innkeeper.spec.instance import InstanceSpec, InstanceStatus, State
@@ -44,6 +44,8 @@ def memory_rows(size: int, count: int = 60, peak: float | None = None, **values:
 def evidence(rows: Sequence[Bucket], **fields: Any) -> Evidence:
     """Of a VM `web` with one hour of data wanted unless said otherwise. `spec`, `status` and `host` as
     dictionaries of what differs."""
+    for row in rows:  # else the rule would never see it of a real VM
+        assert row.average.keys() <= AVERAGES, row.average.keys() - AVERAGES
     spec = {"image": "tiny", "machine": {"type": "pc-q35-7.2"}, **fields.pop("spec", {})}
     cpus = round(rows[-1].average.get("given_cpus", 1)) if rows else 1
     size = round(rows[-1].average.get("given_memory", 256 * MiB)) if rows else 256 * MiB

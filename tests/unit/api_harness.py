@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -276,8 +276,15 @@ class FakeMetering:
         )  # fmt: skip
         return Metrics(host=host, instances=(off,))
 
-    def history(self, name: str, since: float, resolution_s: float) -> History:
-        self.asked.append(("history", name, since, resolution_s))
+    def history(
+        self,
+        name: str,
+        since: float,
+        resolution_s: float,
+        average: Collection[str] | None = None,
+        peak: Collection[str] | None = None,
+    ) -> History:
+        self.asked.append(("history", name, since, resolution_s, average, peak))
         values: dict[str, tuple[float | None, ...]] = {"cpu": (0.5, None)}
         return History(name=name or "h1", step_s=60, times=(0.0, 60.0), average=values, peak=values)
 

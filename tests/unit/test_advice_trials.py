@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,16 +101,16 @@ class Play:
         )  # fmt: skip
         return Metrics(host=host, instances=())
 
-    def history(self, name: str, since: float, resolution_s: float) -> History:
-        step_s, rows = self.kept.rows(since, resolution_s)
-        names = sorted({key for row in rows for key in row.average})
-        return History(
-            name=name,
-            step_s=step_s,
-            times=tuple(row.at for row in rows),
-            average={key: tuple(row.average.get(key) for row in rows) for key in names},
-            peak={key: tuple(row.peak.get(key) for row in rows) for key in names},
-        )
+    def history(
+        self,
+        name: str,
+        since: float,
+        resolution_s: float,
+        average: Collection[str] | None = None,
+        peak: Collection[str] | None = None,
+    ) -> History:
+        step_s, kept = self.kept.table(since, resolution_s, average, peak)
+        return History(name=name, step_s=step_s, times=kept.times, average=kept.average, peak=kept.peak)
 
     async def pass_(self, seconds: float, *, readings: bool = True) -> None:
         """Time goes by; while the VM runs it is read every 5 s."""

@@ -12,6 +12,7 @@ from cli_harness import Inn, inn, server
 
 from fakes.api_server import ApiServer, Request
 from helpers import run
+from innkeeper.control.advice.evidence import AVERAGES, PEAKS
 from innkeeper.errors import Conflict, NotFound, WrongState
 from innkeeper.spec.instance import InstanceStatus, State
 
@@ -31,6 +32,7 @@ def test_what_runs_is_asked_about(tmp_path: Path) -> None:
             assert [one["reason"] for one in told["withheld"]] == ["data", "data"]
             asked = [one for one in api.metering.asked if one[0] == "history"]
             assert asked[0][1] == "off" and asked[0][3] == 5  # closely, of a short window
+            assert asked[0][4:] == (AVERAGES, PEAKS)  # and nothing that no rule reads: a day of all is dear
             told = await api.call("POST", "/instances/off/advice", {"watch_s": 10})
             assert told["trials"] == [] and told["window_s"] == 86400
 

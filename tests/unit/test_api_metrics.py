@@ -48,7 +48,7 @@ def test_the_last_day(tmp_path: Path) -> None:
             await api.call("GET", "/metrics/history", since=now - 60)
             asked = api.metering.asked
             assert asked[0][1] == "off" and asked[0][2] == pytest.approx(now - 600, abs=60)
-            assert asked[0][3] == 5 and asked[1][2:] == (0, 60) and asked[2][2:] == (7.5, 3600)
+            assert asked[0][3] == 5 and asked[1][2:4] == (0, 60) and asked[2][2:4] == (7.5, 3600)
             assert asked[3][1] == "" and asked[3][3] == 5
 
     run(scenario())

@@ -139,6 +139,26 @@ def test_a_whole_day_is_there_and_no_more_than_a_little() -> None:
     assert wider.size_bytes - history.size_bytes < 7_000  # what one more vCPU takes
 
 
+@pytest.mark.parametrize("step_s", [5, 60, 300])
+def test_by_column_it_is_the_same(step_s: int) -> None:
+    history, now = _long_ago(vcpus=1)
+    history.add(now + 5, 5.0, {"cpu": 1.0, "new": 2.0})  # known of the unfinished bucket only
+    since = now - 590
+    _, rows = history.rows(since, step_s)
+    found, table = history.table(since, step_s)
+    assert found == step_s and table.times == tuple(row.at for row in rows)
+    for columns, kept in (
+        (table.average, [row.average for row in rows]),
+        (table.peak, [row.peak for row in rows]),
+    ):
+        assert set(columns) == {name for row in kept for name in row}
+        assert all(columns[name] == tuple(row.get(name) for row in kept) for name in columns)
+    assert table.average["new"][0] is None and table.average["new"][-1] == pytest.approx(2.0, rel=0.001)
+    _, some = history.table(since, step_s, {"cpu", "throttled", "none"}, ())
+    assert set(some.average) == {"cpu"} and some.average["cpu"] == table.average["cpu"]
+    assert some.peak == {} and some.times == table.times
+
+
 def test_longer_steps_are_merged() -> None:
     history, now = _long_ago(vcpus=1)
     step_s, rows = history.rows(now - DAY_S, 3600)

@@ -8,7 +8,7 @@ deadline of its own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -137,9 +137,17 @@ class Metering(Protocol):
     async def metrics(self, max_age_s: float | None = None) -> Metrics:
         """All instances, sorted by name; with `max_age_s` read again if what is known is older."""
 
-    def history(self, name: str, since: float, resolution_s: float) -> History:
+    def history(
+        self,
+        name: str,
+        since: float,
+        resolution_s: float,
+        average: Collection[str] | None = None,
+        peak: Collection[str] | None = None,
+    ) -> History:
         """Of an instance, or of the host for the empty name: what ended after `since` (seconds since the
-        epoch), in buckets of about `resolution_s` seconds. Raises NotFound."""
+        epoch), in buckets of about `resolution_s` seconds. With `average` or `peak` of these values only: a
+        day of all is dear. Raises NotFound."""
 
     async def why(self, name: str, since_s: float) -> Why:
         """What held an instance up in the last `since_s` seconds, and who used what it lacked. Raises

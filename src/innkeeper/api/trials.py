@@ -24,7 +24,7 @@ from innkeeper.api.verbs.advise import (
 )
 from innkeeper.api.verbs.apply import apply
 from innkeeper.control.advice import thresholds
-from innkeeper.control.advice.evidence import same, with_changes
+from innkeeper.control.advice.evidence import of_size, with_changes
 from innkeeper.control.advice.trial import Look, Verdict, judge, measured, settle_s
 from innkeeper.errors import Conflict, InnkeeperError, NotFound, StoreError, Unsupported
 from innkeeper.spec.advice import Advice, InstanceAdvice, Kind, Trial, TrialsRecord, TrialState
@@ -240,7 +240,7 @@ class Trials:
         """Averages since then, and of how many seconds they are: of the size it has now only."""
         step_s, rows = readings(self._sources, view.name, since, window_s)
         cpus = view.status.cpus
-        rows = tuple(row for row in rows if same(row.average.get("given_cpus"), cpus))
+        rows = of_size(rows, "given_cpus", cpus)
         queue = await runnable(self._sources, view)
         return measured(rows, cpus, runnable=queue), len(rows) * step_s
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from innkeeper.agent.sampling.ring import Damaged, Ring, Row, merge
+from innkeeper.agent.sampling.ring import Damaged, Ring, Row, Table, merge, rows_of, table_of
 
 log = logging.getLogger("innkeeper.sampling")
 
@@ -37,13 +37,22 @@ class History:
     def rows(self, since: float, resolution_s: float) -> tuple[int, list[Row]]:
         """The step in seconds and the buckets, oldest first. The step is `resolution_s`, or where that is
         between those kept the next that can be had."""
-        if resolution_s < COARSE_STEP_S:
-            step_s = max(1, round(resolution_s / FINE_STEP_S)) * FINE_STEP_S
-            rows = self.fine.rows(since)
-            return step_s, rows if step_s == FINE_STEP_S else merge(rows, step_s)
-        step_s = round(resolution_s / COARSE_STEP_S) * COARSE_STEP_S
-        rows = self.coarse.rows(since)
-        return step_s, rows if step_s == COARSE_STEP_S else merge(rows, step_s)
+        step_s, table = self.table(since, resolution_s)
+        return step_s, rows_of(table)
+
+    def table(
+        self,
+        since: float,
+        resolution_s: float,
+        average: Collection[str] | None = None,
+        peak: Collection[str] | None = None,
+    ) -> tuple[int, Table]:
+        """The same by column, which is how it is kept: it takes a fraction of the time, and less of it where
+        not all values are wanted."""
+        ring = self.fine if resolution_s < COARSE_STEP_S else self.coarse
+        step_s = max(1, round(resolution_s / ring.step_s)) * ring.step_s
+        found = ring.table(since, average, peak)
+        return step_s, found if step_s == ring.step_s else table_of(merge(rows_of(found), step_s))
 
     def finish(self) -> None:
         """Before it is saved for the last time."""

@@ -11,7 +11,7 @@ import math
 import struct
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -74,8 +74,12 @@ class Column:
                 self.constant, self.codes = self.codes[0], None
         self.length -= count
 
-    def __getitem__(self, index: int) -> float | None:
-        return decode(self.constant if self.codes is None else self.codes[index])
+    def values(self, places: Sequence[int]) -> tuple[float | None, ...]:
+        """Those at these places, which are in order."""
+        if self.codes is None:
+            return (decode(self.constant),) * len(places)
+        all_of_them = len(places) == self.length
+        return tuple(map(decode, self.codes if all_of_them else [self.codes[place] for place in places]))
 
     @property
     def size_bytes(self) -> int:
@@ -109,6 +113,18 @@ class Row:
     at: float
     average: Mapping[str, float]
     peak: Mapping[str, float]
+
+
+Values = dict[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Buckets by column: one number for each time, None where it is not known."""
+
+    times: tuple[float, ...]
+    average: Values
+    peak: Values
 
 
 class Ring:
@@ -164,17 +180,23 @@ class Ring:
                 if column.codes is None and column.constant == MISSING:
                     del columns[name]  # a vCPU that was unplugged a day ago
 
+    def table(
+        self, since: float = 0.0, average: Collection[str] | None = None, peak: Collection[str] | None = None
+    ) -> Table:
+        """Oldest first, the unfinished one last: those that ended after `since`. With `average` or `peak` of
+        these values only."""
+        places = [place for place, stamp in enumerate(self._stamps) if (stamp + 1) * self.step_s > since]
+        times = [self._stamps[place] * self.step_s for place in places]
+        last = self._open
+        if last is not None and (last.stamp + 1) * self.step_s <= since:
+            last = None
+        averages = _values(self._averages, places, last.averages() if last else None, average)
+        peaks = _values(self._peaks, places, last.peaks if last else None, peak)
+        return Table((*times, *((last.stamp * self.step_s,) if last else ())), averages, peaks)
+
     def rows(self, since: float = 0.0) -> list[Row]:
-        """Oldest first, the unfinished one last: those that ended after `since`."""
-        found = []
-        for index, stamp in enumerate(self._stamps):
-            if (stamp + 1) * self.step_s > since:
-                row = Row(stamp * self.step_s, _at(self._averages, index), _at(self._peaks, index))
-                found.append(row)
-        if self._open is not None and (self._open.stamp + 1) * self.step_s > since:
-            at = self._open.stamp * self.step_s
-            found.append(Row(at, self._open.averages(), dict(self._open.peaks)))
-        return found
+        """The same, bucket by bucket."""
+        return rows_of(self.table(since))
 
     def finish(self) -> None:
         """Nothing more comes for the bucket that is being added up."""
@@ -205,9 +227,51 @@ class Ring:
             self._drop(len(stamps) - self.capacity)
 
 
-def _at(columns: Mapping[str, Column], index: int) -> dict[str, float]:
-    values = ((name, column[index]) for name, column in columns.items())
-    return {name: value for name, value in values if value is not None}
+def _values(
+    columns: Mapping[str, Column],
+    places: Sequence[int],
+    last: Mapping[str, float] | None,
+    wanted: Collection[str] | None,
+) -> Values:
+    """What is known at least once."""
+    found: Values = {}
+    for name in dict.fromkeys((*columns, *(last or ()))):
+        if wanted is not None and name not in wanted:
+            continue
+        column = columns.get(name) or Column(len(places))
+        values = column.values(places)
+        if last is not None:
+            values = (*values, last.get(name))
+        if any(value is not None for value in values):
+            found[name] = values
+    return found
+
+
+def rows_of(table: Table) -> list[Row]:
+    return list(map(Row, table.times, _by_row(table.average, table), _by_row(table.peak, table)))
+
+
+def _by_row(values: Values, table: Table) -> Iterable[dict[str, float]]:
+    if not values:
+        return ({} for _ in table.times)
+    names = tuple(values)
+    return (
+        {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        for row in zip(*values.values(), strict=True)
+    )
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    return Table(
+        tuple(row.at for row in rows),
+        _by_column([row.average for row in rows]),
+        _by_column([row.peak for row in rows]),
+    )
+
+
+def _by_column(rows: Sequence[Mapping[str, float]]) -> Values:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: tuple(row.get(name) for row in rows) for name in names}
 
 
 def _parse(data: bytes, step_s: int) -> tuple[array[int], dict[str, Column], dict[str, Column]]:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -275,22 +275,26 @@ class Sampler:
             if asking:
                 await asyncio.wait(asking, timeout=ANSWER_WITHIN_S)
 
-    def history(self, name: str, since: float, resolution_s: float) -> History:
+    def history(
+        self,
+        name: str,
+        since: float,
+        resolution_s: float,
+        average: Collection[str] | None = None,
+        peak: Collection[str] | None = None,
+    ) -> History:
         """Of an instance, or of the host for the empty name. Raises NotFound."""
         kept = self.host.history
         if name:
             record = self._record(name)
             tracker = self._trackers.get(record.uid)
-            kept = (
-                tracker.history if tracker else histories.load(self._ctx.paths.instance(record.uid).history)
-            )
-        step_s, rows = kept.rows(since, resolution_s)
-        return History(
-            name=name or self.host.name,
-            step_s=step_s,
-            times=tuple(row.at for row in rows),
-            average=_columns([row.average for row in rows]),
-            peak=_columns([row.peak for row in rows]),
+            path = self._ctx.paths.instance(record.uid).history
+            kept = tracker.history if tracker else histories.load(path)
+        step_s, table = kept.table(since, resolution_s, average, peak)
+        name, times = name or self.host.name, table.times
+        # Numbers of our own: to check a day of them would take as long as all the rest.
+        return History.model_construct(
+            name=name, step_s=step_s, times=times, average=table.average, peak=table.peak
         )
 
     async def why(self, name: str, since_s: float) -> Why:
@@ -330,8 +334,3 @@ def _given(status: InstanceStatus) -> dict[str, float]:
     """Nothing of one that is not known to have anything."""
     found = {"given_cpus": float(status.cpus), "given_memory": float(status.memory.size)}
     return {name: value for name, value in found.items() if value}
-
-
-def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[float | None, ...]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: tuple(row.get(name) for row in rows) for name in names}

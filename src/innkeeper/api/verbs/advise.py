@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 from innkeeper.agent.live import Live, Metering
 from innkeeper.clock import Clock
 from innkeeper.control.advice import thresholds
-from innkeeper.control.advice.evidence import Bucket, Evidence, buckets_of, mean
+from innkeeper.control.advice.evidence import AVERAGES, PEAKS, Bucket, Evidence, buckets_of, mean
 from innkeeper.control.advice.rules import advise
 from innkeeper.errors import BadRequest, InnkeeperError, NotFound, WrongState
 from innkeeper.spec.advice import AdviceReport, HostLoad, InstanceAdvice, Trial
@@ -76,7 +77,7 @@ async def advise_all(sources: Sources, options: Options) -> AdviceReport:
         if view.status.state is State.RUNNING:
             with contextlib.suppress(NotFound):  # removed meanwhile
                 found.append(await _advised(known, view, options))
-            await asyncio.sleep(0)  # a day of one VM takes 10 ms or so: others get a turn
+            await asyncio.sleep(0)  # a day of one VM takes some milliseconds: others get a turn
     return AdviceReport(host=known.load(), instances=tuple(found))
 
 
@@ -100,21 +101,24 @@ class _Known:
     views: Sequence[InstanceView]
     hosts: dict[str, HostRecord]
     metrics: Metrics
+    seen: dict[str, InstanceMetrics]  # by uid
+    vcpus: Counter[str]  # of all that run, by host
 
     @classmethod
     async def of(cls, sources: Sources) -> _Known:
+        views = await sources.repo.instances()
+        vcpus = Counter[str]()
+        for view in views:
+            vcpus[view.record.host] += view.status.cpus
+        metrics = await sources.metering.metrics()
         return cls(
             sources,
-            await sources.repo.instances(),
+            views,
             {host.name: host for host in await sources.repo.hosts()},
-            await sources.metering.metrics(),
+            metrics,
+            {one.uid: one for one in metrics.instances},
+            vcpus,
         )
-
-    def seen(self, view: InstanceView) -> InstanceMetrics | None:
-        return next((one for one in self.metrics.instances if one.uid == view.record.uid), None)
-
-    def vcpus(self, host: str) -> int:
-        return sum(view.status.cpus for view in self.views if view.record.host == host)
 
     def load(self) -> HostLoad:
         name = self.metrics.host.name
@@ -122,7 +126,7 @@ class _Known:
         return HostLoad(
             name=name,
             cpus=record.facts.cpus if record else self.metrics.host.cpus,
-            vcpus=self.vcpus(name),
+            vcpus=self.vcpus[name],
             used=self.metrics.host.used,
         )
 
@@ -157,8 +161,8 @@ async def _advised(known: _Known, view: InstanceView, options: Options) -> Insta
             earlier=kept,
             earlier_step_s=kept_step_s,
             host=facts,
-            vcpus=known.vcpus(record.host),
-            seen=known.seen(view),
+            vcpus=known.vcpus[record.host],
+            seen=known.seen.get(record.uid),
             runnable=queue,
             least_memory=image.value.min_memory_bytes if image else 0,
             trials=trials,
@@ -169,7 +173,7 @@ async def _advised(known: _Known, view: InstanceView, options: Options) -> Insta
 def readings(sources: Sources, name: str, since: float, window_s: float) -> tuple[float, tuple[Bucket, ...]]:
     """The step, and the buckets that begin at `since` or later: closely of a short window."""
     step_s = FINE_S if window_s <= thresholds.CLOSE_S else COARSE_S
-    history = sources.metering.history(name, since, step_s)
+    history = sources.metering.history(name, since, step_s, AVERAGES, PEAKS)
     return float(history.step_s), buckets_of(history, since)
 
 

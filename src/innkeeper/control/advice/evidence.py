@@ -7,9 +7,10 @@ is its cool-down as well - whoever changed it, also after a restart of the daemo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import repeat
+from typing import Any, Final, cast
 
 from innkeeper.control.advice.thresholds import REFUSED_S, REMEMBERED_S, SAME
 from innkeeper.spec.advice import Advice, Kind, Trial, TrialState, Withheld
@@ -20,6 +21,16 @@ from innkeeper.spec.livechange import effects
 from innkeeper.spec.metrics import History, InstanceMetrics
 
 Said = list[Advice | Withheld]
+
+# What the rules and the judge of trials read: a day of everything else is not even looked up.
+AVERAGES: Final = frozenset(
+    {
+        "given_cpus", "demand", "busiest", "wait", "throttled", "cpu", "given_memory", "working_set",
+        "balloon", "guest_swap_in", "resident", "swapped", "major_faults", "refaults", "disk_read",
+        "disk_write", "disk_read_ops", "disk_write_ops", "pressure_cpu", "pressure_memory", "pressure_io",
+    }
+)  # fmt: skip
+PEAKS: Final = frozenset({"demand", "working_set"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class Evidence:
 
     def of_size(self, given: str, size: float) -> tuple[Bucket, ...]:
         """Those of the window in which it had what it has now."""
-        return tuple(bucket for bucket in self.buckets if same(bucket.average.get(given), size))
+        return of_size(self.buckets, given, size)
 
     def enough(self, rows: Sequence[Bucket]) -> bool:
         return self.seconds(rows) >= self.min_data_s
@@ -93,16 +104,27 @@ _HOLDS_S = {
 
 def buckets_of(history: History, since: float = 0.0) -> tuple[Bucket, ...]:
     """The rows of a history, those that begin at `since` or later."""
-    found = []
-    for index, at in enumerate(history.times):
-        if at >= since:
-            found.append(Bucket(at, _row(history.average, index), _row(history.peak, index)))
-    return tuple(found)
+    rows = map(Bucket, history.times, _rows(history.average), _rows(history.peak))
+    return tuple(row for row in rows if row.at >= since)
 
 
-def _row(columns: Mapping[str, tuple[float | None, ...]], index: int) -> dict[str, float]:
-    values = ((name, column[index]) for name, column in columns.items())
-    return {name: value for name, value in values if value is not None}
+def _rows(columns: Mapping[str, tuple[float | None, ...]]) -> Iterator[dict[str, float]]:
+    if not columns:
+        return repeat({})
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for name, column in columns.items():
+        if None in column:
+            for row, value in zip(rows, column, strict=True):
+                if value is None:
+                    del row[name]
+    return iter(cast("list[dict[str, float]]", rows))
+
+
+def of_size(rows: Iterable[Bucket], given: str, size: float) -> tuple[Bucket, ...]:
+    """Those in which it had as much as that."""
+    rows = tuple(rows)
+    sizes = {one for one in {row.average.get(given) for row in rows} if same(one, size)}
+    return tuple(row for row in rows if row.average.get(given) in sizes)
 
 
 def same(one: float | None, other: float) -> bool:

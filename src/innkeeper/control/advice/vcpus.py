@@ -14,8 +14,8 @@ from innkeeper.control.advice.evidence import (
     duration,
     highest,
     mean,
+    of_size,
     percent,
-    same,
 )
 from innkeeper.spec.advice import Advice, TrialState, Withheld
 from innkeeper.spec.cpu import MAX_VCPUS
@@ -178,7 +178,7 @@ def _once_had_more(evidence: Evidence, cpus: int) -> str:
     """What it did when it had more of them, as far as that is kept."""
     sizes = {round(row.average.get(_GIVEN, 0.0)) for row in evidence.earlier}
     for size in sorted(size for size in sizes if size > cpus):
-        rows = [row for row in evidence.earlier if same(row.average.get(_GIVEN), size)]
+        rows = of_size(evidence.earlier, _GIVEN, size)
         use = use_of(rows, size)
         if use is None or len(rows) * evidence.earlier_step_s < evidence.min_data_s:
             continue
