@@ -22,7 +22,7 @@ from innkeeper.errors import StoreError
 from innkeeper.guest.agent import GuestAgent
 from innkeeper.paths import Paths, RuntimeFiles
 from innkeeper.spec.host import HostNode, KvmVerdict
-from innkeeper.spec.instance import InstanceRecord, InstanceStatus
+from innkeeper.spec.instance import InstanceRecord, InstanceSpec, InstanceStatus
 from innkeeper.spec.overcommit import HostSettings
 from innkeeper.store.repo import Repo
 
@@ -97,6 +97,7 @@ class Running:
     # Not set while it is handed over: how its process seems then is not how the VM is, nor is its end.
     at_rest: asyncio.Event = field(default_factory=lambda: _set(asyncio.Event()))
     woken: bool = False  # from a moment: its clock is of then until its agent has been told
+    fitted: tuple[Machine, InstanceSpec] | None = None  # this process has all that this spec says
     balloon: View | None = None  # as the balloon controller saw it last
     balloon_asked: bool = False  # its balloon may be on its way somewhere
     limit_waits: tuple[int, float] | None = None  # a memory limit its balloon is to reach, and since when
@@ -142,6 +143,7 @@ class Context:
     unsaved: set[str] = field(default_factory=set)  # uids whose status the store could not take
     launching: set[str] = field(default_factory=set)  # uids whose QEMU is about to run
     cpu_cores: float = math.inf  # what VMs have together now, beside what else runs on the host
+    cpu_owed: dict[str, float] = field(default_factory=dict)  # by uid, in seconds of its part
     cpu_entitled: dict[str, float] = field(default_factory=dict)  # by uid, in cores, when all are busy
     qos_changed: asyncio.Event = field(default_factory=asyncio.Event)  # look again who is to have what
     balloon_news: asyncio.Event = field(default_factory=asyncio.Event)  # worth a look before it is due

@@ -19,19 +19,32 @@ from innkeeper.agent.ops.pinning import fit_pins
 from innkeeper.agent.ops.qos import fit_qos
 from innkeeper.agent.ops.vcpus import fit_vcpus
 from innkeeper.errors import InnkeeperError
-from innkeeper.spec.instance import InstanceRecord
+from innkeeper.spec.instance import InstanceRecord, InstanceSpec
 
 Fit = Callable[[Context, InstanceRecord, Running], Awaitable[None]]
-# Each raises when the guest does not play along; the others are tried all the same.
-_FITS: Final[tuple[Fit, ...]] = (fit_qos, fit_disks, fit_vcpus, fit_memory, fit_pins, fit_balloon)
+# Each with what it is about. It raises when the guest does not play along; the others are tried all the same.
+_FITS: Final[tuple[tuple[Fit, Callable[[InstanceSpec], object]], ...]] = (
+    (fit_qos, lambda spec: (spec.qos, spec.memory, spec.cpu)),
+    (fit_disks, lambda spec: (spec.qos.disk, spec.disks)),
+    (fit_vcpus, lambda spec: spec.cpu),
+    (fit_memory, lambda spec: spec.memory),
+    (fit_pins, lambda spec: spec.cpu),
+    (fit_balloon, lambda spec: (spec.qos.memory, spec.memory)),
+    (devices.note, lambda spec: (spec.cpu, spec.memory)),
+)
 
 
 async def change(ctx: Context, record: InstanceRecord) -> None:
-    """Raises the first refusal. It is not tried again by itself: whoever wants it repeats the verb."""
+    """Raises the first refusal. It is not tried again by itself: whoever wants it repeats the verb. What was
+    done for this process is not looked at again: each look asks a QEMU whose CPUs may be busy."""
     running = ctx.running[record.uid]
     ctx.checkpoint("change.begun")
+    machine, fitted = running.machine, running.fitted
+    running.fitted = None
     failures: list[InnkeeperError] = []
-    for fit in _FITS:
+    for fit, part in _FITS:
+        if fitted is not None and fitted[0] is machine and part(fitted[1]) == part(record.spec):
+            continue
         try:
             await fit(ctx, record, running)
         except InnkeeperError as error:
@@ -39,8 +52,8 @@ async def change(ctx: Context, record: InstanceRecord) -> None:
         if record.uid not in ctx.running:
             return  # it ended meanwhile
     ctx.checkpoint("change.fitted")
-    await devices.note(ctx, record, running)
     await ctx.publish(record, changed=record.wanted.change)
     ctx.checkpoint("change.done")
     if failures:
         raise failures[0]
+    running.fitted = machine, record.spec

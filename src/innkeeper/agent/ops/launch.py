@@ -79,6 +79,7 @@ async def launch(
         ctx.checkpoint("start.launched")
         running = Running(machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset)
         running.balloon_asked = source is not None  # it comes with the balloon it had
+        running.fitted = None if source else (machine, record.spec)
         running.woke_at = ctx.clock.time()
         running.woken = source is not None and plan.inherited_macs is None
         qemu = ctx.host.qemu(record.spec.machine.architecture)

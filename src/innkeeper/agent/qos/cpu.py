@@ -2,8 +2,9 @@
 
 Weights are proportional to what each VM is entitled to when all are busy (spec/sharing.py) of what they have
 together beside the host's own processes (agent/qos/together.py), so that among busy VMs each gets at least
-that, reservations included, and what idle ones leave goes to the others. A quota
-is set only where there is a limit: nothing is wasted otherwise.
+that, reservations included, and what idle ones leave goes to the others. What a busy one is owed nevertheless
+raises its weight (spec/fairness.py). A quota is set only where there is a limit: nothing is wasted
+otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from innkeeper.drivers.cgroupvalues import (
     Setting,
     clamp_weight,
 )
+from innkeeper.spec.fairness import factor
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec
 from innkeeper.spec.qos import CpuQos, share_number
 from innkeeper.spec.sharing import Claim, entitlements, kept_millicores
@@ -36,7 +38,8 @@ def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
     records = {record.uid: record for record in ctx.records.values() if record.uid in present}
     capacity = capacity_cores(len(os.sched_getaffinity(0)))
     ctx.cpu_entitled = entitled_cores(records, capacity)
-    weights = weights_of(entitled_cores(records, min(capacity, ctx.cpu_cores)))
+    entitled = entitled_cores(records, min(capacity, ctx.cpu_cores))
+    weights = weights_of(entitled, {uid: factor(owed) for uid, owed in ctx.cpu_owed.items()})
     kept = ctx.cgroups.why_not("cpu") == ""
     return {
         uid: (CpuWeight(weights[uid]), quota_of(record.spec.qos.cpu.limit))
@@ -67,11 +70,12 @@ def claim_of(spec: InstanceSpec) -> Claim:
     return Claim(share_number(qos.shares) * spec.cpu.count, qos.reservation / 1000, most)
 
 
-def weights_of(entitled: Mapping[str, float]) -> dict[str, int]:
-    """In proportion, and as fine as the kernel's range allows."""
-    largest = max(entitled.values(), default=0.0)
+def weights_of(entitled: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, int]:
+    """In proportion, some of them raised or lowered by a factor, and as fine as the kernel's range allows."""
+    wanted = {uid: cores * factors.get(uid, 1.0) for uid, cores in entitled.items()}
+    largest = max(wanted.values(), default=0.0)
     scale = min(WEIGHT_OF_A_CORE, WEIGHT_MAX / largest) if largest else 0.0
-    return {uid: clamp_weight(cores * scale) for uid, cores in entitled.items()}
+    return {uid: clamp_weight(cores * scale) for uid, cores in wanted.items()}
 
 
 def quota_of(limit_millicores: int | None) -> CpuLimit:

@@ -5,7 +5,7 @@ What that is is decided part by part, of all VMs at once (agent/qos/parts.py). W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from innkeeper.agent.context import Context
 from innkeeper.agent.qos.parts import PARTS
@@ -14,12 +14,14 @@ from innkeeper.drivers.cgroupvalues import Setting
 from innkeeper.errors import InnkeeperError
 
 
-def enforce(ctx: Context, only: str | None = None) -> dict[str, dict[str, str]]:
+def enforce(
+    ctx: Context, only: str | None = None, parts: Iterable[str] = tuple(PARTS)
+) -> dict[str, dict[str, str]]:
     """uid -> part -> why it is not in force, or empty. Never raises. With `only` the others, whose weights
     may follow from this one's, are left for later."""
     found: dict[str, dict[str, str]] = {}
-    for part, decide in PARTS.items():
-        for uid, settings in decide(ctx).items():
+    for part in parts:
+        for uid, settings in PARTS[part](ctx).items():
             if only in (None, uid):
                 found.setdefault(uid, {})[part] = _written(ctx.cgroups.get(uid), settings)
     return found

@@ -13,8 +13,10 @@ from typing import Final
 
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.qos.enforce import enforce
+from innkeeper.agent.qos.fairness import Fairness
 from innkeeper.agent.qos.together import Together
 from innkeeper.errors import InnkeeperError, StoreError
+from innkeeper.spec.fairness import INTERVAL_S
 from innkeeper.spec.instance import InstanceRecord
 
 log = logging.getLogger("innkeeper.qos")
@@ -33,34 +35,52 @@ class QosKeeper:
         self._ctx = ctx
         self._told: dict[str, str] = {}
         self._together = Together()
+        self._fairness = Fairness()
 
     async def run(self) -> None:
-        changed = self._ctx.qos_changed
         while True:
-            changed.clear()
+            self._ctx.qos_changed.clear()
             try:
-                await self.look()
+                contended = await self.look()
             except StoreError as error:
+                contended = False
                 log.warning("noting the state of control groups failed: %s", error)
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it loses a cancellation that comes with the event.
                 async with asyncio.timeout(LOOK_INTERVAL_S):
-                    await changed.wait()
+                    await self._changed(correcting=contended)
                     await asyncio.sleep(GATHER_S)
 
-    async def look(self) -> None:
-        """One look at everything."""
+    async def _changed(self, correcting: bool) -> None:
+        """Wait for news; while VMs wait for each other their weights are corrected again and again."""
+        while correcting:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL_S):
+                    await self._ctx.qos_changed.wait()
+                    return
+            correcting = self._compare()
+            enforce(self._ctx, parts=("cpu",))
+        await self._ctx.qos_changed.wait()
+
+    def _compare(self) -> bool:
+        """What busy VMs got with what they should have; true while they wait for each other."""
+        return self._fairness.look(self._ctx, self._together.busy, self._ctx.clock.monotonic())
+
+    async def look(self) -> bool:
+        """One look at everything; true while VMs wait for each other's CPUs."""
         for uid, running in list(self._ctx.running.items()):
             if self._ctx.cgroups.bases and running.at_rest.is_set():
                 await self._keep_in(uid, running)
         standing = self._together.look(self._ctx, self._ctx.clock.monotonic())
         self._ctx.cpu_cores = standing.cores
+        contended = self._compare()
         outcome = enforce(self._ctx)
         self._ctx.cgroups.weigh(standing.weight)
         for uid, parts in outcome.items():
             await self._tell_parts(uid, {part: why for part, why in parts.items() if why})
         for uid in set(self._told) - set(self._ctx.running):
             del self._told[uid]
+        return contended
 
     async def _keep_in(self, uid: str, running: Running) -> None:
         cgroups, pids, pid = self._ctx.cgroups, running.machine.pids, running.machine.pid

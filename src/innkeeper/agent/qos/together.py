@@ -38,10 +38,11 @@ class Together:
 
     def __init__(self) -> None:
         self._before: dict[str, tuple[float, float]] = {}  # uid -> when, and CPU seconds by then
+        self.busy: set[str] = set()  # uids
 
     def look(self, ctx: Context, now: float) -> Standing:
         """What they should have now."""
-        before, self._before = self._before, {}
+        before, self._before, self.busy = self._before, {}, set()
         busy, reserved = 0, 0
         cpus = len(os.sched_getaffinity(0))
         for record in list(ctx.records.values()):
@@ -57,6 +58,7 @@ class Together:
             # One that was never looked at has just been started, and boots.
             if now <= then or used - was > BUSY_CORES * (now - then):
                 busy += min(record.spec.cpu.count, cpus)
+                self.busy.add(record.uid)
         return standing(busy, reserved / 1000, cpus, ctx.cgroups.beside(cpus, busy) if reserved else 0)
 
 

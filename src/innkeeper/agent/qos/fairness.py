@@ -1,0 +1,70 @@
+"""Looks at what busy VMs get of CPU time while they wait for each other; spec/fairness.py says what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from innkeeper.agent.context import Context
+from innkeeper.agent.qos.cpu import claim_of
+from innkeeper.agent.sampling.files import read_whole
+from innkeeper.agent.sampling.proc import parse_schedstat
+from innkeeper.spec.fairness import INTERVAL_S, Use, contended, step
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """CPU seconds a VM has used, and for how many each of its threads has waited."""
+
+    used: float
+    waited: Mapping[int, float]
+
+    def since(self, before: _Account, took_s: float) -> Use:
+        waited = sum(seconds - before.waited.get(tid, 0.0) for tid, seconds in self.waited.items())
+        return Use((self.used - before.used) / took_s, max(waited, 0.0) / took_s)
+
+
+class Fairness:
+    """Looks at VMs that are busy, again and again."""
+
+    def __init__(self, root: Path = Path("/proc")) -> None:
+        self._root = root
+        self._before: dict[str, _Account] = {}  # by uid, as of `_then`
+        self._then = 0.0
+        self._contended = False
+
+    def look(self, ctx: Context, busy: Collection[str], now: float) -> bool:
+        """Set anew what is owed (`ctx.cpu_owed`); true while VMs wait for each other. Of fewer than two that
+        are busy nothing is read."""
+        took = now - self._then
+        if took < INTERVAL_S / 2:
+            return self._contended
+        before, self._then = self._before, now
+        accounts = {uid: self._account(ctx, uid) for uid in busy} if len(busy) > 1 else {}
+        self._before = {uid: account for uid, account in accounts.items() if account is not None}
+        uses = {
+            uid: account.since(before[uid], took) for uid, account in self._before.items() if uid in before
+        }
+        self._contended = contended(uses.values())
+        claims = {one.uid: claim_of(one.spec) for one in ctx.records.values() if one.uid in uses}
+        ctx.cpu_owed = step(ctx.cpu_owed, uses, claims, took) if self._contended else {}
+        return self._contended
+
+    def _account(self, ctx: Context, uid: str) -> _Account | None:
+        running, group = ctx.running.get(uid), ctx.cgroups.get(uid)
+        used = group.cpu_s() if group else None
+        if running is None or used is None:
+            return None
+        return _Account(used, dict(self._waits(running.machine.pids)))
+
+    def _waits(self, pids: Iterable[int]) -> Iterator[tuple[int, float]]:
+        for pid in pids:
+            with suppress(OSError):  # it ends
+                for tid in os.listdir(self._root / str(pid) / "task"):
+                    with suppress(OSError):
+                        told = parse_schedstat(read_whole(f"{self._root}/{pid}/task/{tid}/schedstat"))
+                        if told is not None:
+                            yield int(tid), (told.wait_ns or 0) / 1e9
