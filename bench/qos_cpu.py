@@ -30,8 +30,8 @@ RATIO = Budget(5.0)
 EFFECT = Budget(1000.0)
 SPEC = {"image": "tiny", "memory": {"size": "128MiB"}, "cpu": {"count": 2}, "networks": []}
 LOOPS = "for i in 1 2; do (while :; do :; done) >/dev/null 2>&1 & done"
-# Weights settle with the daemon's next look.
-SETTLE_S = 3.0
+# Until weights have been corrected a few times.
+SETTLE_S = 5.0
 # What shares are given out, over and over.
 SHARES = (2000, 1000, 500, 500)
 # Of what the host has for VMs; the limits of all together, and what the first VM reserves.

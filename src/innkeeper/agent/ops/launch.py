@@ -79,7 +79,8 @@ async def launch(
         ctx.checkpoint("start.launched")
         running = Running(machine, record.uid, GuestAgent(files.agent), plan, console_offset=offset)
         running.balloon_asked = source is not None  # it comes with the balloon it had
-        running.fitted = None if source else (machine, record.spec)
+        if plan.cpus - plan.parked == record.spec.cpu.count and plan.ram_bytes == record.spec.memory.size:
+            running.fitted = machine, record.spec  # a copy has its parent's devices, which may be others
         running.woke_at = ctx.clock.time()
         running.woken = source is not None and plan.inherited_macs is None
         qemu = ctx.host.qemu(record.spec.machine.architecture)
