@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("vms")  # before its modules are imported
 
@@ -37,6 +38,9 @@ FreshDaemon = Callable[..., Daemon]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "daemon_errors(why): the daemon is meant to log errors in this test")
+    # What an example takes is the host's load, not the code's: a deadline of 200 ms fails on a busy one.
+    settings.register_profile("innkeeper", deadline=None)
+    settings.load_profile("innkeeper")
 
 
 @pytest.fixture(scope="session")

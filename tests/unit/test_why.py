@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_sampler import SLEEPER, sampled
 from test_sampling_reader import process
 
 from helpers import run
+from innkeeper.agent.attribution import judge
+from innkeeper.agent.sampling.history import History
 from innkeeper.agent.sampling.limits import Limits, done, held, in_force
 from innkeeper.agent.sampling.rates import DiskRates, OneDiskRate
 from innkeeper.errors import NotFound, WrongState
@@ -57,6 +61,59 @@ def test_who_ran_meanwhile(tmp_path: Path) -> None:
                 assert "other" in [user.name for user in cpu.users]
                 ended = await one.sampler.why("other", 3600.0)  # by the minute, and from its file
                 assert ended.step_s == 60 and ended.state != "running"
+
+    run(scenario())
+
+
+def test_a_long_time_of_many_vms_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is read with turns for others between two VMs, and judged beside the event loop."""
+
+    async def scenario() -> None:
+        async with sampled(tmp_path) as one:
+            with process(SLEEPER) as child:
+                for number in range(5):
+                    await one.world.create(f"vm{number}")
+                    one.machine(f"vm{number}").pid = child.pid
+                await one.metrics("vm0")
+                turns, judged, read = 0, [], []
+
+                async def turn() -> None:
+                    nonlocal turns
+                    while True:
+                        turns += 1
+                        await asyncio.sleep(0)
+
+                def table(history: History, *args: Any, **more: Any) -> Any:
+                    read.append(turns)
+                    return plain(history, *args, **more)
+
+                plain = History.table
+                monkeypatch.setattr(History, "table", table)
+                monkeypatch.setattr(judge, "why", lambda scene: judged.append(threading.current_thread()))
+                other = asyncio.create_task(turn())
+                await one.sampler.why("vm0", 86400.0)
+                other.cancel()
+                vms = read[:5]
+                assert len(read) == 6 and sorted(set(vms)) == vms, read
+                assert judged and judged[0] is not threading.main_thread()
+
+    run(scenario())
+
+
+def test_one_that_is_removed_while_it_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with sampled(tmp_path) as one:
+            with process(SLEEPER) as child:
+                await one.world.create("web")
+                one.machine("web").pid = child.pid
+                await one.metrics("web")
+
+                async def refresh(_age_s: float) -> None:
+                    one.ctx.records.pop("web", None)
+
+                monkeypatch.setattr(one.sampler, "_refresh", refresh)
+                with pytest.raises(NotFound):
+                    await one.sampler.why("web", 60.0)
 
     run(scenario())
 

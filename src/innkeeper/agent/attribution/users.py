@@ -64,7 +64,7 @@ def cpu_users(scene: Scene, when: When) -> tuple[Consumer, ...]:
     used = _scaled([when.of(party, "cpu") for party in scene.everybody], capacity - stolen)
     rest = min(capacity - stolen, when.of_host(scene, "cpu")) - sum(used)
     merger = max(0.0, min(rest, when.of_host(scene, "merger")))
-    rivals = scene.on_its_cpus
+    rivals = {party.uid for party in scene.on_its_cpus}
     found = [
         _instance(
             party,
@@ -75,7 +75,7 @@ def cpu_users(scene: Scene, when: When) -> tuple[Consumer, ...]:
             None if party.qos.cpu.limit is None else party.qos.cpu.limit / 1000,
         )
         for party, value in zip(scene.everybody, used, strict=True)
-        if party in rivals
+        if party.uid in rivals
     ]
     beside: list[tuple[ConsumerKind, str, float]] = [
         ("other", OTHERS, max(0.0, rest - merger)),

@@ -307,8 +307,9 @@ class Sampler:
                 break
             await self._ctx.clock.sleep(FRESH_S)
             await self._refresh(FRESH_S / 2)
-        nodes = self._node_of_cpu
-        return judge.why(await scene(self._ctx, self._trackers, self.host, nodes, record, since_s))
+        record = self._record(name)  # it may have been removed meanwhile
+        found = await scene(self._ctx, self._trackers, self.host, self._node_of_cpu, record, since_s)
+        return await asyncio.to_thread(judge.why, found)  # a day of many VMs takes seconds
 
     def _record(self, name: str) -> InstanceRecord:
         record = self._ctx.records.get(name)

@@ -13,6 +13,7 @@ from innkeeper.agent.sampling import history as histories
 from innkeeper.agent.sampling.history import COARSE_STEP_S, FINE_ROWS, FINE_STEP_S, History
 from innkeeper.agent.sampling.host import HostTracker
 from innkeeper.agent.sampling.limits import Limits
+from innkeeper.agent.sampling.ring import rows_of
 from innkeeper.agent.sampling.tracker import Tracker
 from innkeeper.spec.cpu import cpu_set
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
@@ -43,7 +44,8 @@ async def scene(
         return await asyncio.to_thread(histories.load, ctx.paths.instance(one.uid).history)
 
     def timeline(history: History | None) -> Timeline:
-        return Timeline(history.rows(begin, step_s)[1] if history else (), step_s)
+        rows = rows_of(history.table(begin, step_s, peak=())[1]) if history else ()
+        return Timeline(rows, step_s)
 
     parties = {}
     for one in list(ctx.records.values()):
@@ -51,6 +53,7 @@ async def scene(
         if history is not None or one.uid == record.uid:
             status = ctx.statuses.get(one.uid, InstanceStatus())
             parties[one.uid] = _party(one, status, timeline(history), trackers.get(one.uid), node_of_cpu)
+            await asyncio.sleep(0)  # a day of one VM takes some milliseconds: others get a turn
     cpus = len(host.sample.cpus) if host.sample else 1
     total = host.metrics().memory_bytes
     return Scene(
