@@ -332,6 +332,71 @@ def test_who_changes_it_meanwhile_has_the_last_word(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_what_somebody_else_changed_meanwhile_may_not_go_with_what_was_before(tmp_path: Path) -> None:
+    """The trial is stuck then, and says so; all others go on."""
+
+    async def scenario() -> None:
+        async with play(tmp_path, threads=0.6) as one:
+            await one.trials.apply("web", WINDOW, watch_s=60)
+            one.load.threads = 2.0
+            trial = (await one.last()).model_copy(
+                update={
+                    "change": {"qos.cpu.limit": "1.5"},
+                    "before": {"qos.cpu.limit": "1"},
+                    "reason": "limited",
+                }
+            )
+            await one.trials._set(
+                "web", {"cpu.count": 2, "qos.cpu.limit": "1.5", "qos.cpu.reservation": "1.2"}
+            )
+            await one.repo.trials.put(TrialsRecord(name="web", uid=UID, trials=(trial,)))
+            one.load.wait = 0.5
+            await one.pass_(65)
+            assert await one.trials.step() is None
+            trial = await one.last()
+            assert trial.state is TrialState.STUCK
+            assert "web cannot have qos.cpu.limit=1 as it is now: a reservation of 1.2 cores" in trial.outcome
+            assert (await one.spec()).qos.cpu.limit == 1500
+
+    run(scenario())
+
+
+def test_a_disk_that_is_taken_away_meanwhile_is_not_judged(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with play(tmp_path) as one:
+            path = "disks.0.qos.total_ops"
+            begun = made_trial(
+                kind="disk", reason="throttled", change={path: "200/s"}, before={path: "100/s"}
+            )
+            await one.repo.trials.put(TrialsRecord(name="web", uid=UID, trials=(begun,)))
+            assert await one.trials.step() is None
+            trial = await one.last()
+            assert trial.state is TrialState.UNJUDGED and f"{path} was changed by somebody" in trial.outcome
+
+    run(scenario())
+
+
+def test_it_is_judged_by_what_is_written_down(tmp_path: Path) -> None:
+    """The guest is asked once; another answer a moment later is of another moment."""
+
+    async def scenario() -> None:
+        async with play(tmp_path) as one:
+            one.live.files["/proc/loadavg"] = b"1.02 1.00 0.90 1/60 123\n"
+            await one.trials.apply("web", WINDOW, watch_s=60)
+            read, asked = one.live.read_file, []
+
+            async def counted(name: str, path: str) -> AsyncIterator[bytes]:
+                asked.append(path)
+                return await read(name, path)
+
+            one.live.read_file = counted  # type: ignore[method-assign]
+            await one.pass_(65)
+            await one.trials.step()
+            assert (await one.last()).measured_after["runnable"] == 1.02 and len(asked) == 1
+
+    run(scenario())
+
+
 def test_one_that_ends_or_is_not_read_is_not_judged(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with play(tmp_path) as one:

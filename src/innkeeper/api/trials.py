@@ -24,7 +24,7 @@ from innkeeper.api.verbs.advise import (
 )
 from innkeeper.api.verbs.apply import apply
 from innkeeper.control.advice import thresholds
-from innkeeper.control.advice.evidence import of_size, with_changes
+from innkeeper.control.advice.evidence import first_line, of_size, with_changes
 from innkeeper.control.advice.trial import Look, Verdict, judge, measured, settle_s
 from innkeeper.errors import Conflict, InnkeeperError, NotFound, StoreError, Unsupported
 from innkeeper.spec.advice import Advice, InstanceAdvice, Kind, Trial, TrialsRecord, TrialState
@@ -116,8 +116,12 @@ class Trials:
 
     async def _set(self, name: str, values: Mapping[str, Any]) -> None:
         """By the verb that `inn set` uses. Raises what it raises, and Unsupported for what would wait for a
-        restart."""
-        spec = with_changes((await self._repo.instance(name)).value.spec, values)
+        restart, or does not go with what somebody else has changed since."""
+        try:
+            spec = with_changes((await self._repo.instance(name)).value.spec, values)
+        except ValueError as error:
+            said = ", ".join(f"{path}={value}" for path, value in values.items())
+            raise Unsupported(f"{name} cannot have {said} as it is now: {first_line(error)}") from None
         done = await apply(self._repo, self._admission, self._clock, name, spec)
         if late := [path for path in done.needs_restart if path in values]:
             raise Unsupported(f"{late[0]} of {name} can change at its next start only")
@@ -172,19 +176,18 @@ class Trials:
             return None
         if trial.state is TrialState.APPLYING:
             return await self._apply_again(record, trial, view)
-        verdict, why = judge(trial, await self._look(trial, view))
+        look = await self._look(trial, view)
+        verdict, why = judge(trial, look)
         if verdict is Verdict.WAIT:
             return max(trial.judged_at - self._clock.time(), 0.0) or LOOK_S
         if verdict is Verdict.REVERT:
-            after = (await self._after(trial, view))[0]
             trial = await self._keep(
-                record, trial, state=TrialState.REVERTING, outcome=why, measured_after=after
+                record, trial, state=TrialState.REVERTING, outcome=why, measured_after=look.after
             )
             await self._revert(record, trial)
             return None
         state = TrialState.KEPT if verdict is Verdict.KEEP else TrialState.UNJUDGED
-        after = (await self._after(trial, view))[0]
-        await self._end(record, trial, state, why, measured_after=after)
+        await self._end(record, trial, state, why, measured_after=look.after)
         return None
 
     async def _apply_again(self, record: TrialsRecord, trial: Trial, view: InstanceView) -> float | None:
@@ -266,10 +269,13 @@ class Trials:
 
 
 def value_at(spec: InstanceSpec, path: str) -> Any:
-    """A field by its path, as JSON has it."""
+    """A field by its path, as JSON has it; None where there is none, as of a disk that was taken away."""
     place: Any = spec.model_dump(mode="json")
-    for part in path.split("."):
-        place = place[int(part)] if isinstance(place, list) else place[part]
+    try:
+        for part in path.split("."):
+            place = place[int(part)] if isinstance(place, list) else place[part]
+    except (KeyError, IndexError, TypeError):
+        return None
     return place
 
 

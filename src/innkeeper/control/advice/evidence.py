@@ -202,7 +202,7 @@ def advised(
     try:
         why = liveness(evidence, change)
     except ValueError as error:
-        return Withheld(kind=kind, reason="capacity", what=f"{seen}; but not possible: {_first_line(error)}")
+        return Withheld(kind=kind, reason="capacity", what=f"{seen}; but not possible: {first_line(error)}")
     return Advice(
         kind=kind,
         reason=reason,
@@ -216,7 +216,7 @@ def advised(
     )
 
 
-def _first_line(error: ValueError) -> str:
+def first_line(error: ValueError) -> str:
     """Of pydantic's report what the first problem is."""
     problems = getattr(error, "errors", None)
     text = str(problems()[0]["msg"]) if callable(problems) else str(error)
