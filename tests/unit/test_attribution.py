@@ -228,6 +228,11 @@ def test_no_more_memory_is_to_be_reserved_than_the_host_can_promise() -> None:
 
     assert commands(limit="2GiB") == ["inn set web qos.memory.reservation=1GiB"]
     assert commands(reservation="1GiB") == []
+    large = vm("web", row, memory_bytes=250 * GiB)  # a large host keeps 1 GiB, no sixteenth, for itself
+    scene = Scene(large, (), HostParty(line(*told), 2, 256 * GiB), 0.0, float(STEP_S), STEP_S)
+    assert [one.command for one in why(scene).causes[0].advice] == [
+        "inn set web qos.memory.reservation=250GiB"
+    ]
     assert commands(vm("db", {"cpu": 0.1}, qos={"memory": {"reservation": "6720MiB"}})) == []
     kept = {"memory": {"reservation": "5GiB"}}  # may not be held to less than it reserves
     assert commands(vm("db", {"cpu": 0.1, "private": 4.9 * GiB}, qos=kept), reservation="1GiB") == []

@@ -10,6 +10,8 @@ import pytest
 from fakes.cgroups import FakeHost
 from fakes.world import World
 from helpers import run
+from innkeeper.agent import sysfs
+from innkeeper.agent.qos import disk
 from innkeeper.agent.qos.disk import weight_of, why_not
 from innkeeper.agent.qos.enforce import enforce
 from innkeeper.drivers.cgroup import Cgroups
@@ -87,6 +89,31 @@ def test_it_is_written_where_it_holds_and_said_where_not(tmp_path: Path, schedul
                 assert (found[more]["disk"], weight) == ("", "200")
             else:
                 assert "knows no shares" in found[more]["disk"] and weight == "100"
+
+    run(scenario())
+
+
+def test_each_disk_of_the_host_is_asked_once_for_all_vms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at every two seconds."""
+
+    async def scenario() -> None:
+        host, world = FakeHost(tmp_path / "host", v1=V1), World(tmp_path)
+        world.cgroups = host.detect()
+        disk_under(tmp_path, host.root, "none [bfq]")
+        async with world.daemon() as ctx:
+            for number in range(4):
+                await world.create(f"vm{number}", spec={"qos": {"disk": {"shares": "high"}}})
+            asked: list[Path] = []
+            plain = sysfs.read_text
+
+            def read(path: Path) -> str:
+                asked.append(path)
+                return plain(path)
+
+            monkeypatch.setattr(sysfs, "read_text", read)
+            assert len(disk.decide(ctx)) == 4 and [path.name for path in asked] == ["scheduler"]
 
     run(scenario())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,16 @@ def test_what_ksmd_costs(rig: Rig) -> None:
     report = rig.merging.report()
     assert report is not None
     assert (report.cpu, report.saved_bytes, report.profit_bytes) == (0.05, MiB, -4096)
+
+
+def test_a_ksmd_that_cannot_be_seen_is_looked_for_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container: to read the name of every process, every ten seconds, would take more than ksmd."""
+    shutil.rmtree(rig.kernel._root / "proc/36")
+    looks = []
+    plain = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (looks.append(path), plain(path))[1])
+    assert [rig.kernel.cpu_seconds() for _ in range(3)] == [None, None, None] and len(looks) == 1
+    assert Kernel(rig.kernel._root / "other").cpu_seconds() == 1.0
 
 
 def test_what_somebody_else_runs_is_left_alone(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from innkeeper.spec.instance import (
     State,
     Wanted,
 )
+from innkeeper.spec.memory import MemoryNow
 from innkeeper.spec.metrics import HostMetrics, MemoryMetrics, Metrics
 from innkeeper.spec.overcommit import HostSettings, KsmReport, kept_bytes, needed_now
 from innkeeper.store.view import InstanceView
@@ -151,6 +153,34 @@ def test_vcpus() -> None:
     assert list(against(four, of_spec(four), host(cpu=4), others)) == []
     (one,) = against(four, of_spec(four), host(cpu=3.5), others)
     assert "it has 4 vCPUs; with the 4 of others these are 4.0 for each of the 2 CPUs" in one.reason
+
+
+def test_only_what_becomes_more_is_held_against_a_vm_that_runs() -> None:
+    """A ratio that was lowered under it refuses more of that, and nothing else."""
+    one = view("a", spec(memory={"size": "4GiB"}, cpu={"count": 2}))
+    other = view("b", spec(memory={"size": "6GiB"}, qos={"memory": {"reservation": "6GiB"}}))
+    tight = host(0.1, cpu=0.5)
+
+    def change(**fields: Any) -> None:
+        overcommit.refuse_change(one.record, spec(**fields), [tight], [one, other])
+
+    change(memory={"size": "4GiB"}, cpu={"count": 2}, qos={"memory": {"reservation": "1GiB"}})
+    change(memory={"size": "3GiB"}, cpu={"count": 1})
+    with pytest.raises(NoCapacity, match="it has 3 vCPUs; with the 1 of others"):
+        change(memory={"size": "4GiB"}, cpu={"count": 3})
+    with pytest.raises(NoCapacity, match=r"overcommit\.memory is 0\.1"):
+        change(memory={"size": "5GiB"}, cpu={"count": 2})
+    with pytest.raises(NoCapacity, match="it reserves"):
+        change(memory={"size": "4GiB"}, cpu={"count": 2}, qos={"memory": {"reservation": "2GiB"}})
+
+
+def test_what_waits_for_the_next_start_is_owed_until_then() -> None:
+    """Its spec says less than the process has."""
+    less = view("a", spec(memory={"size": "256MiB"}, cpu={"count": 1}))
+    has = MemoryNow(size=4 * GiB, start=4 * GiB, most=4 * GiB)
+    runs = dataclasses.replace(less, status=less.status.model_copy(update={"memory": has, "cpus": 4}))
+    assert owed_by("h1", [runs]) == of_spec(spec(memory={"size": "4GiB"}, cpu={"count": 4}))
+    assert owed_by("h1", [less]) == of_spec(less.record.spec)
 
 
 def test_what_must_be_there_at_a_start() -> None:

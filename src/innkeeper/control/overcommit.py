@@ -52,6 +52,9 @@ class Owed:
         return Owed(self.promised * count, self.given * count, self.most * count, self.vcpus * count)
 
 
+NOTHING_OWED: Final = Owed()
+
+
 def capacity_bytes(host: HostRecord) -> int:
     """What the host has for VMs, of ordinary memory."""
     facts = host.facts
@@ -82,6 +85,20 @@ def of_record(record: InstanceRecord) -> Owed:
     return of_fork(record.spec) if shares_ram(record) else of_spec(record.spec)
 
 
+def _as_it_runs(view: InstanceView) -> InstanceRecord:
+    """What was made less and waits for the next start, or for its guest, it has until then."""
+    record, status = view.record, view.status
+    cpu, memory = record.spec.cpu, record.spec.memory
+    cpus, size = max(cpu.count, status.cpus), max(memory.size, status.memory.size)
+    if (cpus, size) == (cpu.count, memory.size):
+        return record
+    has = {
+        "cpu": cpu.model_copy(update={"count": cpus}),
+        "memory": memory.model_copy(update={"size": size}),
+    }
+    return record.model_copy(update={"spec": record.spec.model_copy(update=has)})
+
+
 def shares_ram(record: InstanceRecord) -> bool:
     """It goes on from another's moment in memory, and has not been booted since."""
     origin = record.fork
@@ -97,7 +114,7 @@ def owed_by(host: str, views: Iterable[InstanceView], *, but: str = "") -> Owed:
         record = view.record
         if record.host != host or view.name == but or not is_active(record, view.status):
             continue
-        total += of_record(record)
+        total += of_record(_as_it_runs(view))
         if shares_ram(record) and record.fork is not None and not record.fork.template:
             frozen[record.fork.moment] = ordinary_ram(record.spec)
     return total + Owed(most=sum(frozen.values()))
@@ -161,13 +178,20 @@ def check_reservation(spec: InstanceSpec) -> None:
 
 
 def against(
-    spec: InstanceSpec, new: Owed, host: HostRecord, others: Owed, *, count: int = 1
+    spec: InstanceSpec,
+    new: Owed,
+    host: HostRecord,
+    others: Owed,
+    *,
+    count: int = 1,
+    before: Owed = NOTHING_OWED,
 ) -> Iterator[Objection]:
-    """Why `host`, which owes `others` already, cannot owe `new` as well, `count` times."""
+    """Why `host`, which owes `others` already, cannot owe `new` as well, `count` times. Of one that it owed
+    `before` only what becomes more is looked at."""
     more, capacity = new.times(count), capacity_bytes(host)
     said = f"{count} x " if count > 1 else ""
     reserved = others.promised + more.promised
-    if new.promised and reserved > capacity:
+    if new.promised > before.promised and reserved > capacity:
         yield Objection(
             f"it reserves {said}{human_size(new.promised)} of memory; {human_size(others.promised)} of the "
             f"{human_size(capacity)} there is for VMs is promised already "
@@ -177,7 +201,7 @@ def against(
         )
     ratio = host.settings.overcommit.memory
     given = others.given + more.given
-    if given > ratio * capacity:
+    if new.given > before.given and given > ratio * capacity:
         yield Objection(
             f"it may take {said}{human_size(new.given)} of memory; others may take "
             f"{human_size(others.given)} of the {human_size(capacity)} there is for VMs, and "
@@ -188,7 +212,7 @@ def against(
         )
     most = host.settings.overcommit.cpu
     vcpus = others.vcpus + more.vcpus
-    if most is not None and vcpus > most * host.facts.cpus:
+    if most is not None and new.vcpus > before.vcpus and vcpus > most * host.facts.cpus:
         yield Objection(
             f"it has {said}{spec.cpu.count} vCPUs; with the {others.vcpus} of others these are "
             f"{vcpus / host.facts.cpus:.1f} for each of the {host.facts.cpus} CPUs, and overcommit.cpu is "
@@ -240,11 +264,8 @@ def refuse_change(
     before, after = of_record(record), of_record(record.model_copy(update={"spec": spec}))
     if host is None:
         return
-    grows = after.promised > before.promised or after.given > before.given or after.vcpus > before.vcpus
-    if not grows:
-        return
     others = owed_by(host.name, views, but=record.name)
-    for one in against(spec, after, host, others):
+    for one in against(spec, after, host, others, before=before):
         raise NoCapacity(f"{host.name} cannot promise that to {record.name}: {one.reason}", hint=one.hint)
 
 

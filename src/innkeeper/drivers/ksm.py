@@ -91,26 +91,22 @@ class Ksm:
 
     def cpu_seconds(self) -> float | None:
         """CPU time ksmd has used since the boot; None where there is no such thread or no account."""
-        for look in range(2):
-            try:
-                if self._ksmd is None:
-                    self._ksmd = self._find()
-                ran = (self._root / f"proc/{self._ksmd}/schedstat").read_text().split()[0]
-                return int(ran) / 1e9
-            except (OSError, ValueError, IndexError, LookupError):
-                self._ksmd = None
-                if look:
-                    break
-        return None
+        if self._ksmd is None:
+            self._ksmd = self._find()
+        try:
+            return int((self._root / f"proc/{self._ksmd}/schedstat").read_text().split()[0]) / 1e9
+        except (OSError, ValueError, IndexError):
+            return None
 
     def _find(self) -> int:
-        """A kernel thread never ends, so it is looked for once. Raises LookupError."""
-        numbers = sorted(int(name) for name in os.listdir(self._root / "proc") if name.isdigit())
-        for pid in numbers:
-            with contextlib.suppress(OSError):
-                if (self._root / f"proc/{pid}/comm").read_text() == "ksmd\n":
-                    return pid
-        raise LookupError("ksmd")
+        """A kernel thread begins with the kernel and never ends, so it is looked for once: every process
+        there is. 0 where it cannot be seen, as in a container."""
+        with contextlib.suppress(OSError):
+            for pid in sorted(int(name) for name in os.listdir(self._root / "proc") if name.isdigit()):
+                with contextlib.suppress(OSError):
+                    if (self._root / f"proc/{pid}/comm").read_text() == "ksmd\n":
+                        return pid
+        return 0
 
     def _text(self, name: str) -> str:
         try:

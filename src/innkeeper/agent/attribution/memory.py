@@ -11,14 +11,12 @@ from innkeeper.agent.attribution.losses import Moment, lost
 from innkeeper.agent.attribution.parties import Scene
 from innkeeper.agent.attribution.timeline import known_mean, mean
 from innkeeper.agent.attribution.users import When
+from innkeeper.spec.overcommit import kept_bytes
 from innkeeper.spec.why import Cause, Consumer, Remedy
 from innkeeper.units import MiB, format_size
 
 # So near to its limit the limit is what evicts.
 AT_LIMIT: Final = 0.95
-# The host keeps at most the larger of these to itself, and refuses to promise it (control/overcommit.py).
-MIN_KEPT_BYTES: Final = 128 * MiB
-KEPT_DIVISOR: Final = 16
 _GRANULE: Final = 64 * MiB  # what is advised is a multiple of it
 
 
@@ -76,7 +74,7 @@ def _raised(scene: Scene, limit: int) -> Iterator[Remedy]:
 def _kept(scene: Scene, everybody: tuple[Consumer, ...]) -> Iterator[Remedy]:
     victim = scene.victim
     promised = sum(one.qos.memory.reservation for one in scene.others if one.holds_promises)
-    room = scene.host.memory_bytes - max(MIN_KEPT_BYTES, scene.host.memory_bytes // KEPT_DIVISOR) - promised
+    room = scene.host.memory_bytes - kept_bytes(scene.host.memory_bytes) - promised
     wish = min(victim.memory_bytes, victim.qos.memory.limit or victim.memory_bytes)
     if 0 < wish <= room and victim.qos.memory.reservation < wish:
         yield Remedy(

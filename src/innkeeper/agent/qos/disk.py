@@ -25,15 +25,16 @@ _NORMAL_WEIGHT: Final = 100
 def decide(ctx: Context) -> dict[str, Sequence[Setting] | str]:
     """Of every VM that runs or is about to: its weight, or why that would have no effect."""
     present = {*ctx.running, *ctx.launching}
-    return {record.uid: _of(ctx, record) for record in ctx.records.values() if record.uid in present}
+    disks = HostDisks(ctx.cgroups)
+    return {record.uid: _of(ctx, record, disks) for record in ctx.records.values() if record.uid in present}
 
 
-def _of(ctx: Context, record: InstanceRecord) -> Sequence[Setting] | str:
+def _of(ctx: Context, record: InstanceRecord, disks: HostDisks) -> Sequence[Setting] | str:
     shares = share_number(record.spec.qos.disk.shares)
     usual = shares == SHARES["normal"]
     if why := ctx.cgroups.why_not("io"):
         return () if usual else why
-    if not usual and (why := why_not(ctx.cgroups, _places(ctx, record))):
+    if not usual and (why := disks.why_not(_places(ctx, record))):
         return why
     return (IoWeight(weight_of(shares)),)
 
@@ -51,13 +52,30 @@ def _places(ctx: Context, record: InstanceRecord) -> Iterator[Path]:
 def why_not(cgroups: Cgroups, places: Iterable[Path]) -> str:
     """Of the disks of the host under `places`, the first that knows no weights, and how it would; empty where
     all do."""
-    root = cgroups.root
-    devices = Devices(root)
-    for device in dict.fromkeys(devices.under(place) for place in places):
+    return HostDisks(cgroups).why_not(places)
+
+
+class HostDisks:
+    """For one look at all VMs: most of them lie on the same few disks, each of which is asked once."""
+
+    def __init__(self, cgroups: Cgroups) -> None:
+        self._cgroups, self._devices = cgroups, Devices(cgroups.root)
+        self._told: dict[str, str] = {}
+
+    def why_not(self, places: Iterable[Path]) -> str:
+        for device in dict.fromkeys(self._devices.under(place) for place in places):
+            if device not in self._told:
+                self._told[device] = self._look(device)
+            if self._told[device]:
+                return self._told[device]
+        return ""
+
+    def _look(self, device: str) -> str:
+        root = self._cgroups.root
         words = sysfs.read_text(root / f"sys/block/{device}/queue/scheduler").split() if device else []
         active = next((word.strip("[]") for word in words if word.startswith("[")), "")
-        if active == "bfq" or (device and _has_cost_model(cgroups, device)):
-            continue
+        if active == "bfq" or (device and _has_cost_model(self._cgroups, device)):
+            return ""
         if not words:
             return f"{device or 'the file system of its disks'} is no disk of this host"
         load = "" if "bfq" in words else "modprobe bfq; "
@@ -65,7 +83,6 @@ def why_not(cgroups: Cgroups, places: Iterable[Path]) -> str:
             f"the scheduler of {device} is {active or 'unknown'}, which knows no shares;"
             f" {load}echo bfq > /sys/block/{device}/queue/scheduler"
         )
-    return ""
 
 
 def _has_cost_model(cgroups: Cgroups, device: str) -> bool:

@@ -29,6 +29,7 @@ from innkeeper.agent.sampling.files import Budget, read_whole
 from innkeeper.agent.sampling.host import HostTracker
 from innkeeper.agent.sampling.limits import in_force
 from innkeeper.agent.sampling.render import instance_metrics
+from innkeeper.agent.sampling.ring import Table
 from innkeeper.agent.sampling.scene import scene
 from innkeeper.agent.sampling.tracker import Schedule, Tracker, guest_traffic, tap_traffic
 from innkeeper.agent.sampling.walk import Walker
@@ -290,12 +291,7 @@ class Sampler:
             tracker = self._trackers.get(record.uid)
             path = self._ctx.paths.instance(record.uid).history
             kept = tracker.history if tracker else histories.load(path)
-        step_s, table = kept.table(since, resolution_s, average, peak)
-        name, times = name or self.host.name, table.times
-        # Numbers of our own: to check a day of them would take as long as all the rest.
-        return History.model_construct(
-            name=name, step_s=step_s, times=times, average=table.average, peak=table.peak
-        )
+        return _told(name or self.host.name, *kept.table(since, resolution_s, average, peak))
 
     async def why(self, name: str, since_s: float) -> Why:
         """What held an instance up in the last seconds. Raises NotFound; WrongState when it did not run."""
@@ -316,6 +312,13 @@ class Sampler:
         if record is None:
             raise NotFound(f"No instance named {name} on this host", hint="see what there is: inn list")
         return record
+
+
+def _told(name: str, step_s: int, table: Table) -> History:
+    """Numbers of our own: to check a day of them would take as long as all the rest."""
+    return History.model_construct(
+        name=name, step_s=step_s, times=table.times, average=table.average, peak=table.peak
+    )
 
 
 def _under(running: Running, devices: Devices) -> dict[str, str]:

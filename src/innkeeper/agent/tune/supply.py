@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from innkeeper.engine.base import Machine
 from innkeeper.errors import EngineError
 
 _SOME: Final = re.compile(rb"^some avg10=([0-9.]+)", re.M)
-_PAGE_BYTES: Final = 4096
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def of_host(root: Path = Path("/")) -> Account:
