@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -156,6 +157,20 @@ def test_own_files_are_complete() -> None:
     assert not any("@" in text for path, text in files.items() if path.endswith(("grub.cfg", "fstab")))
     assert "UUID=1234-abcd" in files["etc/fstab"] and "UUID=1234-abcd" in files["boot/grub/grub.cfg"]
     assert files["etc/initramfs-tools/hooks/zz-inn"].startswith("#!")
+
+
+def test_the_initramfs_hands_the_devices_over(tmp_path: Path) -> None:
+    """The hook leaves udev's script out, which did it; an image built without root has no device nodes."""
+    script = tmp_path / "inn-dev"
+    script.write_text(debian.early_files()["etc/initramfs-tools/scripts/init-bottom/inn-dev"])
+    mount = tmp_path / "mount"
+    mount.write_text(f'#!/bin/sh\necho "as $*" >> {tmp_path}/told; exit 1\n')  # the host keeps its own /dev
+    mount.chmod(0o755)
+    env = {"PATH": str(tmp_path), "rootmnt": "/root"}
+    asked = subprocess.run(["/bin/sh", str(script), "prereqs"], env=env, capture_output=True, check=True)
+    assert asked.stdout == b"" and not (tmp_path / "told").exists()
+    assert subprocess.run(["/bin/sh", str(script)], env=env, check=False).returncode == 1
+    assert (tmp_path / "told").read_text() == "as -n -o move /dev /root/dev\n"
 
 
 def test_a_user_without_id_ranges_is_told_what_to_do(tmp_path: Path) -> None:

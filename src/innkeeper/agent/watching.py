@@ -22,7 +22,7 @@ from innkeeper.errors import EngineError, InnkeeperError, StoreError
 from innkeeper.guest.identity import assume, catch_up
 from innkeeper.spec.instance import Ended, InstanceRecord, State
 from innkeeper.spec.memory import MemoryNow
-from innkeeper.telemetry.tail import last_lines
+from innkeeper.telemetry.tail import last_lines, panic_words, read_tail
 
 log = logging.getLogger("innkeeper.agent")
 
@@ -30,6 +30,8 @@ HEALTH_INTERVAL_S: Final = 15.0
 # How often a boot that is waited for is searched for a panic, and for how long.
 BOOT_LOOK_INTERVAL_S: Final = 0.5
 BOOT_LOOK_S: Final = 600.0
+# A dump of all CPUs' registers and calls is some KiB behind the line that says why.
+PANIC_TAIL_BYTES: Final = 1 << 16
 # printed by panic(), kernel/panic.c; and systemd's and busybox's way of giving up
 PANIC_MARKS: Final = (b"Kernel panic - not syncing", b"end Kernel panic")
 # As `status.changed`: whatever was wanted last is to be looked at once more.
@@ -239,8 +241,10 @@ class Watcher:
 
     async def _note_panic(self) -> None:
         await asyncio.sleep(0.2)  # let the last lines of the trace arrive
-        lines = last_lines(self._ctx.paths.instance(self._record.uid).console_log, 5)
-        await self._tell(panicked=True, note=f"the guest's kernel panicked: {lines}")
+        log = self._ctx.paths.instance(self._record.uid).console_log
+        words = panic_words(read_tail(log, PANIC_TAIL_BYTES).decode(errors="replace"))
+        why = " | ".join(line[:200] for line in words) or last_lines(log, 5)
+        await self._tell(panicked=True, note=f"the guest's kernel panicked: {why}")
 
     async def _note_end(self, how: Exit) -> None:
         ctx, record, running = self._ctx, self._record, self._running

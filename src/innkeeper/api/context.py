@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Annotated, Final
 
 from fastapi import Depends
@@ -17,8 +15,9 @@ from innkeeper.api.render import full
 from innkeeper.api.respond import json_of
 from innkeeper.errors import GuestTimeout, InnkeeperError, StartFailed
 from innkeeper.store.view import InstanceView
+from innkeeper.telemetry.tail import panic_words, printable_lines, read_tail
 
-SERIAL_TAIL_BYTES: Final = 4096
+SERIAL_TAIL_BYTES: Final = 16384
 SERIAL_LINES: Final = 5
 
 
@@ -62,16 +61,5 @@ async def _last_lines(ctx: Context, name: str) -> list[str]:
         return []
     # What a guest says is not to reach a terminal as control characters.
     text = data.decode(errors="replace").replace("\r", "\n")
-    lines = ["".join(c for c in line if c.isprintable()).strip() for line in text.split("\n")]
-    return [line[:200] for line in lines if line][-SERIAL_LINES:]
-
-
-def read_tail(path: Path, count: int) -> bytes:
-    """The last `count` bytes of a file; nothing of one that is not there."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - count))
-            return file.read(count)
-    except FileNotFoundError:
-        return b""
+    said = panic_words(text) or printable_lines(text)
+    return [line[:200] for line in said][-SERIAL_LINES:]

@@ -83,6 +83,10 @@ _EARLY_FILES: Final = {
         "virtio_pci\nvirtio_blk\nvirtio_console\nvirtio_scsi\nsd_mod\nsr_mod\nata_piix\nata_generic\n"
     ),
 }
+_EARLY_SHIPPED: Final = {
+    "etc/initramfs-tools/hooks/zz-inn": "debian-initramfs-hook",
+    "etc/initramfs-tools/scripts/init-bottom/inn-dev": "debian-initramfs-dev",
+}
 _SHIPPED: Final = {
     "boot/grub/grub.cfg": "debian-grub.cfg",
     "etc/cloud/cloud.cfg.d/99-inn.cfg": "debian-cloud.cfg",
@@ -296,7 +300,7 @@ def _remove(path: Path) -> None:
 
 def early_files() -> dict[str, str]:
     """What has to be there before the packages: {path: text}."""
-    return {**_EARLY_FILES, "etc/initramfs-tools/hooks/zz-inn": _shipped("debian-initramfs-hook")}
+    return {**_EARLY_FILES, **{path: _shipped(name) for path, name in _EARLY_SHIPPED.items()}}
 
 
 def own_files(root_uuid: str) -> dict[str, str]:
