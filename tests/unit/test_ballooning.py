@@ -139,6 +139,51 @@ def test_a_vm_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.Mon
     play(tmp_path, story)
 
 
+def test_one_that_could_not_be_told_is_told_again(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        machine = await scene.boot()
+        await scene.look(3)
+        scene.available(1)
+        fail, told = scene.world.engine.fail, scene.world.engine.calls
+        fail["set_balloon"] = EngineError("it does not answer")
+        await scene.look(20)
+        assert machine.ballooned == 0 and told.count("set_balloon web") > 5
+        assert "given up" not in scene.ctx.statuses[machine.plan.uid].balloon
+        fail.clear()
+        await scene.look(20)
+        assert GIVEN - machine.ballooned == 100 * MiB + 32 * MiB
+
+    play(tmp_path, story)
+
+
+def test_one_that_is_slow_to_tell_is_asked_when_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer of before is still awaited when there is something to ask of it."""
+    monkeypatch.setattr(ballooning, "ANSWER_WITHIN_S", 0.01)
+
+    async def story(scene: Scene) -> None:
+        machine = await scene.boot()
+        await scene.look(3)
+        ask, answers = machine.balloon, asyncio.Event()
+
+        async def slow(*, every_s: int) -> Any:
+            found = await ask(every_s=every_s)
+            await answers.wait()
+            return found
+
+        machine.balloon = slow  # type: ignore[method-assign]
+        scene.available(1)
+        await scene.look(20)
+        assert machine.ballooned == 0
+        machine.balloon = ask  # type: ignore[method-assign]
+        answers.set()
+        await scene.look(20)
+        assert GIVEN - machine.ballooned == 100 * MiB + 32 * MiB
+
+    play(tmp_path, story)
+
+
 def test_one_that_something_is_done_to_is_left_alone(tmp_path: Path) -> None:
     async def story(scene: Scene) -> None:
         machine = await scene.boot()

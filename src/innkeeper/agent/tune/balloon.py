@@ -55,6 +55,7 @@ class Rules:
     asks_again_after_s: float = 600.0
     fresh_s: float = 10.0  # nothing is taken by what a guest told longer ago
     silent_after_s: float = 15.0  # beside the time in which it should have told something three times
+    says_after_s: float = 10.0  # without getting nearer to where it should be: then it is said why
 
 
 RULES: Final = Rules()
@@ -115,10 +116,13 @@ class _Memo:
     renewing: bool = False
     renewed: bool = False
     unsaid: bool = False  # the target was changed, and nobody told the VM
+    fell_short: bool = False  # it gave some of what it was asked for, and no more
+    left: int = 0  # in the step before
+    behind_since: float | None = None  # it has more than it should, and gets no nearer
 
-    def accept(self, left: int, now: float) -> None:
+    def accept(self, left: int, now: float, *, fell_short: bool) -> None:
         """What it has is what it is to have; it was in need of it."""
-        self.target, self.needed_at, self.unsaid = left, now, True
+        self.target, self.needed_at, self.unsaid, self.fell_short = left, now, True, fell_short
 
     def ask(self, target: int, left: int, now: float) -> None:
         self.target, self.asked_at, self.asked_from = target, now, left
@@ -130,11 +134,16 @@ class Memory:
     pressed: bool = False
     vms: dict[str, _Memo] = field(default_factory=dict)
 
+    def untold(self, uid: str) -> None:
+        """The VM did not get to know its last target; the next step has it told again."""
+        if (memo := self.vms.get(uid)) is not None:
+            memo.unsaid = True
+
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is known of one VM after a step. `working_set`: what it cannot do without, in bytes; None: nobody
-    told."""
+    """What is known of one VM after a step. `why`: what keeps its balloon from where it should be, or empty.
+    `working_set`: what it cannot do without, in bytes; None: nobody told."""
 
     standing: Standing
     why: str
@@ -189,20 +198,24 @@ def step(memory: Memory, host: Host, vms: Sequence[Vm], now: float, rules: Rules
         if wanted != case.memo.target or case.memo.unsaid:
             case.memo.ask(wanted, case.vm.left, now)
             targets[case.vm.uid] = wanted
+        if case.standing == "follows":
+            case.why = _hindrance(case, now, rules)
     return Decision(targets, {case.vm.uid: _view(case) for case in cases}, memory.pressed)
 
 
 def _remembered(memo: _Memo | None, vm: Vm, now: float, rules: Rules) -> _Memo:
-    """Of one that is new here, what its balloon leaves it is what somebody asked for."""
+    """Of one that is new here, what its balloon leaves it is what somebody asked for. So is one that tells
+    something again after a long silence: that is another driver, and the old one's doings are not its."""
     told_at = vm.guest.told_at if vm.guest else 0.0
-    if memo is None or memo.run != (vm.run, vm.given):
-        memo = _Memo((vm.run, vm.given), vm.left, now, vm.left, now, told_at)
+    back = memo is not None and told_at != memo.told_at and now - memo.heard_at > _patience_s(vm, rules)
+    if memo is None or memo.run != (vm.run, vm.given) or back:
+        memo = _Memo((vm.run, vm.given), vm.left, now, vm.left, now, told_at, unsaid=back)
     if vm.left != memo.asked_from:
         memo.moved = True
     if abs(vm.left - memo.target) < rules.granule_bytes:
         memo.reached = True
     elif memo.reached and vm.left > memo.target:
-        memo.accept(vm.left, now)  # it was out of memory, and has helped itself
+        memo.accept(vm.left, now, fell_short=False)  # it was out of memory, and has helped itself
     if vm.guest is not None and told_at != memo.told_at:
         took, before = now - memo.heard_at, memo.before
         if before is not None and took > 0:
@@ -258,12 +271,14 @@ def _refuses(vm: Vm, memo: _Memo, now: float, rules: Rules) -> bool:
         if now - memo.refused_at < rules.asks_again_after_s:
             return True
         memo.refused_at = None
-    waits = memo.target < vm.left - rules.granule_bytes and now - memo.asked_at >= rules.ignores_after_s
+    # Only what it has had the time for since: one that tells nothing any more is silent, and ignores nothing.
+    heard_for_s = memo.heard_at - memo.asked_at
+    waits = memo.target < vm.left - rules.granule_bytes and heard_for_s >= rules.ignores_after_s
     if waits and not memo.moved:
         memo.refused_at = now
         return True
     if waits:  # it gave some of it: that is all it can
-        memo.accept(vm.left, now)
+        memo.accept(vm.left, now, fell_short=True)
     return False
 
 
@@ -359,6 +374,32 @@ def _limited(case: _Case, now: float, rules: Rules) -> int:
     step_bytes = max(rules.shrink_bytes, vm.given // rules.shrink_part)
     wanted = max(wanted, (vm.left - step_bytes) // MiB * MiB)
     return wanted if memo.target - wanted >= rules.granule_bytes else memo.target
+
+
+def _hindrance(case: _Case, now: float, rules: Rules) -> str:
+    """Why one that follows has more than it should, and gets no nearer to that; without numbers that change
+    all the time."""
+    vm, memo = case.vm, case.memo
+    goal = case.target if vm.limit is None else min(case.target, vm.limit)
+    if memo.renewing or vm.left - goal < rules.granule_bytes:
+        memo.behind_since, memo.fell_short = None, False
+        return ""
+    if memo.behind_since is None:
+        memo.behind_since = now
+    elif vm.left < memo.left:
+        memo.behind_since, memo.fell_short = now, False
+    memo.left = vm.left
+    if now - memo.behind_since < rules.says_after_s:
+        return ""
+    if memo.fell_short:
+        return "its guest gave some of what it was asked for, and no more"
+    if vm.limit is not None and goal == vm.limit < case.most:
+        return f"its guest needs more than its limit leaves it ({vm.limit // MiB} MiB)"
+    if memo.needed_at is not None and now - memo.needed_at < rules.needs_for_s:
+        return f"its guest was short of memory: nothing is taken from it for {rules.needs_for_s:g} s"
+    if now - memo.heard_at > rules.fresh_s:
+        return "its guest has told nothing of its memory of late"
+    return "its guest has not given yet what it was asked for"
 
 
 def _renews(case: _Case) -> bool:

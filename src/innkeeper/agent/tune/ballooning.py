@@ -123,7 +123,8 @@ class Balloons:
         for uid, view in decision.views.items():
             there[uid].balloon = view
         for uid, target in decision.targets.items():
-            self._start(uid, self._tell(there[uid], records[uid], target))
+            if not self._start(uid, self._tell(there[uid], records[uid], target)):
+                self._memory.untold(uid)
         for uid, running in there.items():
             await self._publish(records[uid], running, decision.views.get(uid))
 
@@ -202,13 +203,15 @@ class Balloons:
 
     # -- what is done ------------------------------------------------------------------------------
 
-    def _start(self, uid: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, uid: str, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether it was: not while the VM has not answered to what came before."""
         if uid in self._tasks:
             work.close()
-            return
+            return False
         task = asyncio.create_task(work)
         self._tasks[uid] = task
         task.add_done_callback(lambda done: self._done(uid, done))
+        return True
 
     def _done(self, uid: str, task: asyncio.Task[None]) -> None:
         del self._tasks[uid]
@@ -227,7 +230,11 @@ class Balloons:
             return
         running.balloon_asked = True
         log.info("%s: its balloon is to leave it %d MiB", record.name, target >> 20)
-        await running.machine.set_balloon(target)
+        try:
+            await running.machine.set_balloon(target)
+        except (EngineError, OSError):
+            self._memory.untold(record.uid)
+            raise
 
     async def _publish(self, record: InstanceRecord, running: Running, view: View | None) -> None:
         """In the status, once, what there is to say; numbers are the metrics'."""
@@ -237,7 +244,7 @@ class Balloons:
         elif view is None or (view.standing == "silent" and not view.overdue):
             return
         else:
-            text = "" if view.standing in ("follows", "never") else view.why
+            text = "" if view.standing == "never" else view.why
         if text != said and record.uid in self._ctx.running:
             self._said[record.uid] = text
             await self._ctx.publish(record, balloon=text)
