@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from bench.lib.lab import Lab
 from bench.lib.sample import Budget, Sample
-from innkeeper.agent.tune.balloon import Account, Host, Memory, Vm, step
+from innkeeper.agent.tune.balloon import Account, Host, step
+from innkeeper.agent.tune.memo import Memory, Vm
 from innkeeper.client.instance import Instance
 from innkeeper.engine.memory import GuestMemory
 from innkeeper.units import GiB, MiB

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from innkeeper.agent.tune.balloon import RULES, Account, Decision, Host, Memory, Vm, step
+from innkeeper.agent.tune.balloon import Account, Decision, Host, step
+from innkeeper.agent.tune.memo import RULES, Memory, Vm
 from innkeeper.engine.memory import GuestMemory
 from innkeeper.spec.waterfill import Claim, fill
 from innkeeper.units import GiB, MiB

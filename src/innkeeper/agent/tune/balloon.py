@@ -1,7 +1,7 @@
 """Whose memory goes to whom when the host has too little: the targets of all balloons. Pure.
 
 One step at a time: what VMs, their guests and the host are like goes in, what to ask of which balloon comes
-out. What has to be remembered between two steps is in `Memory`, which the step changes.
+out. What has to be remembered between two steps is in `Memory` (tune/memo.py), which the step changes.
 
 While the host is short of memory it is taken from those who leave it idle, by min-funding revocation with an
 idle memory tax: whoever pays the fewest shares for a page gives first, and an idle page is charged
@@ -13,71 +13,14 @@ directly. What is active comes from the guest itself (its balloon's statistics) 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from innkeeper.engine.memory import GuestMemory
+from innkeeper.agent.tune.memo import RULES, Memo, Memory, Rules, Vm, patience_s, remembered
 from innkeeper.spec.waterfill import Claim, fill
 from innkeeper.units import MiB
 
 Standing = Literal["follows", "never", "barred", "silent", "ignores"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Thresholds, all in one place. Parts are of what there is for VMs: the host's memory, or what they may
-    have of it."""
-
-    # Memory is taken when less than `low` is left, until `goal` is; given back without need above `release`.
-    low: float = 0.08
-    goal: float = 0.12
-    release: float = 0.16
-    last: float = 0.02  # not given even to a VM in need
-    # "Some" of the kernel's memory pressure, averaged over 10 s; counts where less than `watch` is left:
-    # otherwise it is that of a cgroup at its limit.
-    pressure: float = 0.10
-    watch: float = 0.25
-    pressure_step: float = 1 / 32  # what is taken at least when pressure is the reason
-    idle_tax: float = 0.75  # the paper's; k = 4
-    # What the guest keeps beside what it uses.
-    margin_bytes: int = 32 * MiB
-    margin_part: int = 16
-    # In one step at most; the next one waits for the guest to have told what that made of it.
-    shrink_bytes: int = 64 * MiB
-    shrink_part: int = 8
-    grow_bytes: int = 64 * MiB
-    grow_part: int = 4  # doubled with each step in which it is still in need
-    granule_bytes: int = 4 * MiB
-    faults_per_s: float = 50.0  # major ones, of a guest that has little available
-    swap_bytes_per_s: float = 1.0 * MiB
-    needs_for_s: float = 30.0  # nothing is taken from it so long after it was in need
-    ignores_after_s: float = 20.0
-    asks_again_after_s: float = 600.0
-    fresh_s: float = 10.0  # nothing is taken by what a guest told longer ago
-    silent_after_s: float = 15.0  # beside the time in which it should have told something three times
-    says_after_s: float = 10.0  # without getting nearer to where it should be: then it is said why
-
-
-RULES: Final = Rules()
-
-
-@dataclass(frozen=True, slots=True)
-class Vm:
-    """`limit` bounds its RAM alone. `barred`: why nothing can be taken from it, or empty. `backed` is what
-    its RAM has taken of the host. `run` differs when another guest kernel or process is behind it."""
-
-    uid: str
-    given: int
-    left: int  # by its balloon
-    guest: GuestMemory | None = None
-    shares: float = 1000.0
-    reservation: int = 0
-    limit: int | None = None
-    wanted: bool = True
-    barred: str = ""
-    backed: int = 0
-    run: object = None
-    tells_every_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,52 +35,6 @@ class Account:
 class Host:
     accounts: tuple[Account, ...]
     pressure: float | None = None
-
-
-@dataclass(slots=True)
-class _Memo:
-    """`heard_at`: when its guest last told something new, by our clock (`told_at`: by its own account)."""
-
-    run: object
-    target: int
-    asked_at: float
-    asked_from: int
-    heard_at: float
-    told_at: float
-    moved: bool = True  # since it was asked
-    reached: bool = False  # what was asked for
-    talks: bool = False  # it has told something since we listen
-    before: GuestMemory | None = None
-    swap_in: float | None = None  # bytes a second
-    faults: float | None = None  # major ones a second
-    needs: int = 0  # in so many reports in a row
-    needed_at: float | None = None
-    refused_at: float | None = None
-    renewing: bool = False
-    renewed: bool = False
-    unsaid: bool = False  # the target was changed, and nobody told the VM
-    fell_short: bool = False  # it gave some of what it was asked for, and no more
-    left: int = 0  # in the step before
-    behind_since: float | None = None  # it has more than it should, and gets no nearer
-
-    def accept(self, left: int, now: float, *, fell_short: bool) -> None:
-        """What it has is what it is to have; it was in need of it."""
-        self.target, self.needed_at, self.unsaid, self.fell_short = left, now, True, fell_short
-
-    def ask(self, target: int, left: int, now: float) -> None:
-        self.target, self.asked_at, self.asked_from = target, now, left
-        self.moved = self.reached = self.unsaid = False
-
-
-@dataclass
-class Memory:
-    pressed: bool = False
-    vms: dict[str, _Memo] = field(default_factory=dict)
-
-    def untold(self, uid: str) -> None:
-        """The VM did not get to know its last target; the next step has it told again."""
-        if (memo := self.vms.get(uid)) is not None:
-            memo.unsaid = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +70,7 @@ class _Case:
     """One VM in one step. `held`: what it has, or has been promised."""
 
     vm: Vm
-    memo: _Memo
+    memo: Memo
     standing: Standing
     why: str = ""
     active: int = 0
@@ -187,7 +84,7 @@ class _Case:
 
 def step(memory: Memory, host: Host, vms: Sequence[Vm], now: float, rules: Rules = RULES) -> Decision:
     """`now`: seconds of a clock that never goes back. VMs that are not among `vms` are forgotten."""
-    memory.vms = {vm.uid: _remembered(memory.vms.get(vm.uid), vm, now, rules) for vm in vms}
+    memory.vms = {vm.uid: remembered(memory.vms.get(vm.uid), vm, now, rules) for vm in vms}
     cases = [_case(vm, memory.vms[vm.uid], now, rules) for vm in vms]
     followers = [case for case in cases if case.standing == "follows"]
     memory.pressed = _pressed(host, rules, memory.pressed)
@@ -203,29 +100,7 @@ def step(memory: Memory, host: Host, vms: Sequence[Vm], now: float, rules: Rules
     return Decision(targets, {case.vm.uid: _view(case) for case in cases}, memory.pressed)
 
 
-def _remembered(memo: _Memo | None, vm: Vm, now: float, rules: Rules) -> _Memo:
-    """Of one that is new here, what its balloon leaves it is what somebody asked for. So is one that tells
-    something again after a long silence: that is another driver, and the old one's doings are not its."""
-    told_at = vm.guest.told_at if vm.guest else 0.0
-    back = memo is not None and told_at != memo.told_at and now - memo.heard_at > _patience_s(vm, rules)
-    if memo is None or memo.run != (vm.run, vm.given) or back:
-        memo = _Memo((vm.run, vm.given), vm.left, now, vm.left, now, told_at, unsaid=back)
-    if vm.left != memo.asked_from:
-        memo.moved = True
-    if abs(vm.left - memo.target) < rules.granule_bytes:
-        memo.reached = True
-    elif memo.reached and vm.left > memo.target:
-        memo.accept(vm.left, now, fell_short=False)  # it was out of memory, and has helped itself
-    if vm.guest is not None and told_at != memo.told_at:
-        took, before = now - memo.heard_at, memo.before
-        if before is not None and took > 0:
-            memo.swap_in = max(0, (vm.guest.swapped_in or 0) - (before.swapped_in or 0)) / took
-            memo.faults = max(0, (vm.guest.major_faults or 0) - (before.major_faults or 0)) / took
-        memo.before, memo.told_at, memo.heard_at, memo.talks = vm.guest, told_at, now, True
-    return memo
-
-
-def _case(vm: Vm, memo: _Memo, now: float, rules: Rules) -> _Case:
+def _case(vm: Vm, memo: Memo, now: float, rules: Rules) -> _Case:
     standing, why = _standing(vm, memo, now, rules)
     case = _Case(vm, memo, standing, why, held=max(vm.left, memo.target))
     available = vm.guest.available if vm.guest is not None and memo.talks else None
@@ -238,19 +113,19 @@ def _case(vm: Vm, memo: _Memo, now: float, rules: Rules) -> _Case:
         case.most = min(vm.given, max(limit, case.active + margin // 2))
         case.floor = min(case.most, max(case.active + margin, vm.reservation))
     case.target = case.held
-    case.overdue = now - memo.heard_at > _patience_s(vm, rules)
+    case.overdue = now - memo.heard_at > patience_s(vm, rules)
     if standing in ("never", "ignores") or (standing != "follows" and (case.overdue or case.needs)):
         case.target = vm.given
     return case
 
 
-def _standing(vm: Vm, memo: _Memo, now: float, rules: Rules) -> tuple[Standing, str]:
+def _standing(vm: Vm, memo: Memo, now: float, rules: Rules) -> tuple[Standing, str]:
     if not vm.wanted:
         return "never", "its balloon is not to be used (qos.memory.balloon=never)"
     if vm.barred:
         return "barred", vm.barred
-    if now - memo.heard_at > _patience_s(vm, rules):
-        why = f"no balloon driver in its guest has told of its memory for {_patience_s(vm, rules):g} s"
+    if now - memo.heard_at > patience_s(vm, rules):
+        why = f"no balloon driver in its guest has told of its memory for {patience_s(vm, rules):g} s"
         return "silent", why
     if not memo.talks or vm.guest is None or vm.guest.available is None:
         return "silent", "its guest has not told of its memory yet"
@@ -262,11 +137,7 @@ def _standing(vm: Vm, memo: _Memo, now: float, rules: Rules) -> tuple[Standing, 
     return "follows", ""
 
 
-def _patience_s(vm: Vm, rules: Rules) -> float:
-    return rules.silent_after_s + 3 * vm.tells_every_s
-
-
-def _refuses(vm: Vm, memo: _Memo, now: float, rules: Rules) -> bool:
+def _refuses(vm: Vm, memo: Memo, now: float, rules: Rules) -> bool:
     if memo.refused_at is not None:
         if now - memo.refused_at < rules.asks_again_after_s:
             return True
@@ -282,7 +153,7 @@ def _refuses(vm: Vm, memo: _Memo, now: float, rules: Rules) -> bool:
     return False
 
 
-def _needs(vm: Vm, memo: _Memo, available: int, margin: int, now: float, rules: Rules) -> bool:
+def _needs(vm: Vm, memo: Memo, available: int, margin: int, now: float, rules: Rules) -> bool:
     """Whether it has too little to work with. Each report of its guest counts once."""
     if memo.heard_at == now:
         swaps = (memo.swap_in or 0.0) > rules.swap_bytes_per_s

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.tune import supply
-from innkeeper.agent.tune.balloon import RULES, Host, Memory, Rules, View, Vm, step
+from innkeeper.agent.tune.balloon import Host, View, step
+from innkeeper.agent.tune.memo import RULES, Memory, Rules, Vm
 from innkeeper.engine.base import LaunchPlan, Machine
 from innkeeper.engine.memory import Balloon
 from innkeeper.errors import EngineError, InnkeeperError
