@@ -279,9 +279,15 @@ def test_which_disk_limits_can_be_judged() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({}, ("small-pages", {"memory.thp": "always"})),
+        ({"host": {"thp_of_files": "advise"}}, ("small-pages", {"memory.thp": "always"})),
+        ({"host": {"thp_of_files": "never"}}, ("host", None)),  # with thp=always it would not start
+        ({}, ("host", None)),
         ({"host": {"numa": (node(0, (0, 1), 1024),)}}, ("small-pages", {"memory.hugepages": "2MiB"})),
-        ({"host": {"numa": (node(0, (0, 1), 1023),)}}, ("small-pages", {"memory.thp": "always"})),
+        ({"host": {"numa": (node(0, (0, 1), 1023),)}}, ("host", None)),
+        (
+            {"host": {"numa": (node(0, (0, 1), 1023),), "thp_of_files": "within_size"}},
+            ("small-pages", {"memory.thp": "always"}),
+        ),
         ({"status": {"accelerator": "tcg"}}, ("fits", None)),
         ({"spec": {"memory": {"size": "2GiB", "thp": "never"}}}, ("host", None)),
         ({"seen": metrics(huge=1 * GiB)}, ("fits", None)),

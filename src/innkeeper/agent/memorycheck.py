@@ -11,10 +11,8 @@ from innkeeper.agent.context import HostView
 from innkeeper.drivers.inherit import BESIDE_RAM_BYTES, lockable_bytes
 from innkeeper.errors import NoCapacity, Unsupported
 from innkeeper.spec.finding import Finding, block, ok, warn
-from innkeeper.spec.memory import Memory
+from innkeeper.spec.memory import THP_OF_FILES, THP_OF_FILES_GIVEN, Memory
 from innkeeper.units import format_size, human_size
-
-_SHMEM = "sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 
 def of_start(memory: Memory, host: HostView, root: Path = sysfs.HOST_ROOT) -> Iterator[Finding]:
@@ -75,14 +73,14 @@ def _lockable(size: int) -> Finding:
 
 
 def _transparent(root: Path) -> Finding:
-    mode = sysfs.chosen(sysfs.read_text(root / _SHMEM))
-    if mode not in ("always", "within_size", "advise", "force"):
+    mode = sysfs.chosen(sysfs.read_text(root / THP_OF_FILES))
+    if mode not in THP_OF_FILES_GIVEN:
         said = f"is {mode}" if mode else "is not there"
         return block(
             Unsupported(
                 "memory.thp=always: this host makes no transparent huge pages of memory files "
-                f"(/{_SHMEM} {said})",
-                hint=f"as root: echo advise > /{_SHMEM}",
+                f"(/{THP_OF_FILES} {said})",
+                hint=f"as root: echo advise > /{THP_OF_FILES}",
             )
         )
     return ok("the host makes transparent huge pages of guest RAM")

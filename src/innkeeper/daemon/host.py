@@ -23,6 +23,7 @@ from innkeeper.drivers.cgroup import Cgroups, how_to_get
 from innkeeper.errors import InnkeeperError, NotFound, Unsupported
 from innkeeper.spec.architecture import EMULATED, HOST, QEMU_PACKAGES, missing_qemu, qemu_name
 from innkeeper.spec.host import ForeignQemu, HostFacts, HostNode, HostRecord, HugePages, QosSupport
+from innkeeper.spec.memory import THP_OF_FILES
 from innkeeper.spec.overcommit import HostSettings, KsmReport
 from innkeeper.store.repo import Repo
 
@@ -98,6 +99,7 @@ class LocalHost:
                 kvm_repair=facts.accelerator.repair,
                 kvm_instructions_per_s=facts.accelerator.instructions_per_s,
                 paging=sysfs.guest_paging(self._root),
+                thp_of_files=sysfs.chosen(sysfs.read_text(self._root / THP_OF_FILES)),
                 machine_types=tuple(one.name for one in binary.machines if not one.alias_of)
                 if binary
                 else (),

@@ -86,6 +86,11 @@ class HostFacts(Model):
         description="Who translates guest addresses under KVM: the CPU, by Intel's `ept` or AMD's `npt`; or"
         " KVM, by `shadow` page tables. Empty: no KVM module says.",
     )
+    thp_of_files: str = Field(
+        default="",
+        description="When the host makes transparent huge pages of memory files, which guest RAM is: the "
+        "kernel's word, such as `advise` or `never`. Empty: it has none.",
+    )
     machine_types: tuple[str, ...] = Field(default=(), description="Versioned machine types QEMU has.")
     machine_aliases: dict[str, str] = Field(
         default_factory=dict, description="What `q35`, `pc`, ... stand for: alias to versioned type."

@@ -14,6 +14,10 @@ MAX_BYTES: Final = 16 * 1024 * GiB
 
 HugePageSize = Literal["", "2MiB", "1GiB"]
 ThpMode = Literal["auto", "always", "never"]
+# What the kernel may say of huge pages of memory files, if it makes any (Documentation/admin-guide/mm/
+# transhuge.rst, "Hugepages in tmpfs/shmem"), and where.
+THP_OF_FILES_GIVEN: Final = ("always", "within_size", "advise", "force")
+THP_OF_FILES: Final = "sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 
 class Memory(Model):

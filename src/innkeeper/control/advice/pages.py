@@ -10,6 +10,7 @@ from __future__ import annotations
 from innkeeper.control.advice import thresholds as T
 from innkeeper.control.advice.evidence import Evidence, Said, advised, mean, percent
 from innkeeper.spec.advice import Withheld
+from innkeeper.spec.memory import THP_OF_FILES, THP_OF_FILES_GIVEN
 from innkeeper.units import MiB, human_size
 
 _PAGE = 2 * MiB
@@ -50,14 +51,13 @@ def pages(evidence: Evidence) -> Said:
             {"memory.hugepages": "2MiB"},
             f"of the pool's {free} free ones of 2 MiB it takes {size // _PAGE}",
         )
-    elif spec.thp == "auto":
+    elif spec.thp == "auto" and evidence.host and evidence.host.thp_of_files in THP_OF_FILES_GIVEN:
         change, how = {"memory.thp": "always"}, "transparent ones, as far as the host finds them"
     else:
-        return [
-            Withheld(
-                kind="pages", reason="host", what=f"{said}; the host's pool has {free} pages of 2 MiB free"
-            )
-        ]
+        what = f"{said}; the host's pool has {free} pages of 2 MiB free"
+        if spec.thp == "auto":  # with thp=always it would not start there
+            what += f", and it makes none of guest RAM by itself (as root: echo advise > /{THP_OF_FILES})"
+        return [Withheld(kind="pages", reason="host", what=what)]
     return [
         advised(
             evidence,
