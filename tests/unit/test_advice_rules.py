@@ -268,7 +268,9 @@ def test_which_disk_limits_can_be_judged() -> None:
     assert brief(said) == ("throttled", {"disks.0.qos.read_ops": "1000/s"})
     several = {"disk_limits": {**HELD, "root": None}}
     assert only(disk(evidence(rows, spec=OWN, status=several))).reason == "unknown"
-    assert only(disk(evidence(rows[:10], spec=SHARED))).reason == "data"
+    both = {"qos": {"disk": {"total_bytes": "100MiB/s", "total_ops": 500}}}
+    for limits in (SHARED, both):  # said once, however many there are
+        assert only(disk(evidence(rows[:10], spec=limits))).reason == "data"
     burst = {"qos": {"disk": {"read_ops": 500, "read_ops_burst": 1000}}}
     assert only(disk(evidence(rows, spec=burst))).reason == "unknown"
     done = trial(kind="disk", reason="throttled", state=TrialState.REVERTED, ended_at=NOW - 60)

@@ -148,6 +148,19 @@ def test_applying(inn: Inn, server: ApiServer) -> None:
     assert inn("advise", "web", "--apply").out == "web: nothing to change (memory: 256MiB fit)\n"
 
 
+def test_applying_one_kind_says_nothing_of_the_others(inn: Inn, server: ApiServer) -> None:
+    """Other advice may well take effect while it runs: it was not asked for."""
+    said = told("web", FEWER)
+    said["withheld"] = [{"kind": "disk", "reason": "fits", "what": "no"}, *said["withheld"]]
+    server.answer("POST", "/v1/instances/web/advice", said)
+    done = inn("advise", "web", "--apply", "--kind", "memory")
+    assert (done.out, done.err) == ("web: nothing to change (memory: 256MiB fit)\n", "")
+    server.answer("GET", "/v1/advice", {"host": HOST, "instances": [said]})
+    done = inn("advise", "--apply", "--kind", "memory")
+    assert (done.out, done.err) == ("web: nothing to change (memory: 256MiB fit)\n", "")
+    assert server.requests[-1].method == "GET"  # there is nothing to apply
+
+
 def test_applying_to_all_goes_on_after_a_refusal(inn: Inn, server: ApiServer) -> None:
     names = ("a", "b", "c")
     instances = [told("a", FEWER), told("b", FEWER), told("c", LATER)]
@@ -170,6 +183,10 @@ def test_applying_to_all_goes_on_after_a_refusal(inn: Inn, server: ApiServer) ->
         (("web", "--apply", "--kind", "gpu"), 2, "gpu"),
         (("web", "--window", "soon"), 2, "Not a duration"),
         (("web", "--window", "-5"), 2, ""),
+        (("web", "--window", "9s"), 2, "Not a time for --window: 9s; choose one from 10s to 25h"),
+        (("web", "--window", "26h"), 2, "choose one from 10s to 25h"),
+        (("web", "--min-data", "1s"), 2, "Not a time for --min-data: 1s; choose one from 5s to 25h"),
+        (("web", "--apply", "--watch", "2d"), 2, "Not a time for --watch: 2d; choose one from 5s to 24h"),
         (("wrong/name",), 3, "No instance"),
         (("gone",), 3, "No instance named gone"),
         (("off",), 4, "does not run"),

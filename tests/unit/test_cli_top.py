@@ -152,6 +152,7 @@ def test_a_vm_in_detail() -> None:
         numa={"local": 0.75, "nodes": {"0": 3 << 20, "1": 1 << 20}},
         pressure={"cpu": 0.5, "memory": 0, "io": 0},
     )
+    full["memory"]["balloon"] = 200 << 20
     lines = topdetail.detail(full, HISTORY, HISTORY, 80)
     text = "\n".join(lines)
     assert all(len(line) <= 80 for line in lines)
@@ -166,6 +167,8 @@ def test_a_vm_in_detail() -> None:
         "·█  peak 1.00 of 1 CPUs",
     ):
         assert words in text
+    parts = next(number for number, line in enumerate(lines) if line.strip().startswith("of that"))
+    assert lines[parts - 1].startswith("Memory")  # of which it is a part: nothing comes between
     off = topdetail.detail(vm("off"), {"average": {}, "peak": {}}, {}, 80)
     assert off[0].startswith("off  stopped")
 

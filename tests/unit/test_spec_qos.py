@@ -42,21 +42,30 @@ def test_words_are_numbers() -> None:
         (CpuQos, {"limit": "1500"}, "written like 1500m"),
         (CpuQos, {"limit": "-1"}, "Not an amount of CPU"),
         (CpuQos, {"limit": "5MiB"}, "Not an amount of CPU"),
-        (CpuQos, {"shares": 0}, "greater than or equal to 1"),
-        (CpuQos, {"shares": "huge"}, "'low', 'normal' or 'high'"),
+        (CpuQos, {"shares": 0}, "write low, normal, high or a number from 1 to 100000"),
+        (CpuQos, {"shares": "huge"}, "Not shares: huge; write low, normal, high or a number"),
+        (CpuQos, {"shares": 100_001}, "Not shares: 100001"),
+        (CpuQos, {"shares": -1}, "Not shares: -1"),
+        (CpuQos, {"shares": True}, "Not shares: True"),
+        (CpuQos, {"shares": 1.5}, "Not shares: 1.5"),
+        (CpuQos, {"shares": "9" * 5000}, "Not shares"),
         (MemoryQos, {"reservation": "2GiB", "limit": "1GiB"}, "of 2GiB is more than the limit of 1GiB"),
         (MemoryQos, {"limit": "1 core"}, "Unknown unit"),
-        (MemoryQos, {"swap": "sometimes"}, "Not a size"),
+        (MemoryQos, {"swap": "sometimes"}, "'sometimes'; write auto, never, or how much at most"),
+        (MemoryQos, {"swap": True}, "Not what may be swapped"),
+        (MemoryQos, {"swap": []}, "Not what may be swapped"),
         (Qos, {"network": {}}, "Extra inputs"),
     ],
 )  # fmt: skip
 def test_refused(model: type[Any], fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(ValidationError, match=told) as caught:
         model.model_validate(fields)
+    assert len(caught.value.errors()) == 1, "one thing is wrong, and is said once"
 
 
 def test_a_limit_is_taken_away_and_it_comes_back_as_it_was() -> None:
-    assert CpuQos.model_validate({"limit": ""}).limit is None
+    assert CpuQos.model_validate({"limit": "", "shares": ""}) == CpuQos()
+    assert MemoryQos.model_validate({"swap": ""}).swap == "auto"
     whole = Qos.model_validate(
         {"cpu": {"reservation": "250m", "limit": 1.5, "shares": "high"}, "memory": {"swap": "64MiB"}}
     )

@@ -15,7 +15,9 @@ from innkeeper.api.verbs.advise import Options, advise_all, advise_one
 from innkeeper.control.advice import thresholds
 from innkeeper.spec.advice import (
     LEAST_DATA_S,
+    LEAST_TRIAL_S,
     LEAST_WINDOW_S,
+    MOST_TRIAL_S,
     MOST_WINDOW_S,
     AdviceReport,
     InstanceAdvice,
@@ -45,8 +47,8 @@ class ApplyAdvice(Model):
     min_data_s: float | None = Field(default=None, ge=LEAST_DATA_S, le=MOST_WINDOW_S)
     watch_s: float | None = Field(
         default=None,
-        ge=thresholds.LEAST_TRIAL_S,
-        le=thresholds.MOST_TRIAL_S,
+        ge=LEAST_TRIAL_S,
+        le=MOST_TRIAL_S,
         description="How long to watch it before it is kept or taken back. Default: as long as the window, "
         "ten minutes at most.",
     )

@@ -59,12 +59,12 @@ def _rest(one: Json) -> Iterator[str]:
     if memory.get("growth") is not None:
         text += f", could grow by {size(memory['growth'])}"
     yield _line("Memory", text)
-    if (balloon := _balloon(memory)) != "":
-        yield _line("Balloon", balloon)
     known = [name for name in ("private", "shared", "swapped", "huge", "merged") if memory[name] is not None]
     shares = ", ".join(f"{size(memory[name])} {name}" for name in known)
     if shares:
         yield _line("", f"of that {shares}")
+    if (balloon := _balloon(memory)) != "":
+        yield _line("Balloon", balloon)
     if faults := one["faults"]:
         yield _line("Faults", f"{count(faults['minor'])}/s minor, {count(faults['major'])}/s major")
     if disk := one["disk"]:

@@ -16,6 +16,9 @@ DAY_S: Final = 86400.0
 LEAST_WINDOW_S: Final = 10.0
 MOST_WINDOW_S: Final = 25 * 3600.0
 LEAST_DATA_S: Final = 5.0
+# How long what was applied may be watched.
+LEAST_TRIAL_S: Final = 5.0
+MOST_TRIAL_S: Final = 86400.0
 
 
 class Advice(Model):

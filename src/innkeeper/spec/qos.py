@@ -15,7 +15,7 @@ from innkeeper.errors import BadRequest
 from innkeeper.spec.base import Model, Size
 from innkeeper.spec.cpu import MAX_VCPUS
 from innkeeper.spec.diskqos import DiskLimits
-from innkeeper.units import format_cores, format_size, parse_cores
+from innkeeper.units import format_cores, format_size, parse_cores, parse_size
 
 ShareWord = Literal["low", "normal", "high"]
 # Per vCPU, and per MiB of memory the same numbers divided by 100: 5, 10 and 20.
@@ -34,8 +34,17 @@ def _cores(value: Any) -> int:
 
 
 def _shares(value: Any) -> Any:
-    """A number given as text, as `inn set` gives it, is a number."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    """A number given as text, as `inn set` gives it, is a number; nothing is what it would be unasked."""
+    if value == "":
+        return "normal"
+    if isinstance(value, str) and value in SHARES:
+        return value
+    text = "" if isinstance(value, bool) else str(value)
+    short = len(text) <= len(str(MAX_SHARES))
+    if not (short and text.isascii() and text.isdigit() and MIN_SHARES <= int(text) <= MAX_SHARES):
+        said = f"write low, normal, high or a number from {MIN_SHARES} to {MAX_SHARES}"
+        raise ValueError(f"Not shares: {str(value)[:60]}; {said}")
+    return int(text)
 
 
 def _or_none(value: Any) -> Any:
@@ -47,8 +56,14 @@ def _or_nothing(value: Any) -> Any:
     return 0 if value == "" else value
 
 
-def _or_auto(value: Any) -> Any:
-    return "auto" if value == "" else value
+def _swap(value: Any) -> Any:
+    if value in ("", "auto", "never"):
+        return value or "auto"
+    try:
+        return parse_size(value)
+    except (BadRequest, TypeError):
+        said = "write auto, never, or how much at most, such as 256MiB"
+        raise ValueError(f"Not what may be swapped: {value!r}; {said}") from None
 
 
 # In thousandths of a core. Always written as text: a plain number read back would be one of cores.
@@ -112,7 +127,7 @@ class MemoryQos(Model):
         default=None,
         description="Memory of the host it may take, guest RAM and QEMU together. Default: what it needs.",
     )
-    swap: Annotated[Literal["auto", "never"] | Size, BeforeValidator(_or_auto)] = Field(
+    swap: Annotated[Literal["auto", "never"] | Size, BeforeValidator(_swap)] = Field(
         default="auto",
         description="`auto`: swapped out when the host is pressed; `never`; or up to so much.",
     )

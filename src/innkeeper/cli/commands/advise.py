@@ -13,6 +13,13 @@ from innkeeper.cli.app import App, note
 from innkeeper.cli.command import complete_instances, verb
 from innkeeper.cli.output import clean, print_json
 from innkeeper.errors import BadRequest, InnkeeperError
+from innkeeper.spec.advice import (
+    LEAST_DATA_S,
+    LEAST_TRIAL_S,
+    LEAST_WINDOW_S,
+    MOST_TRIAL_S,
+    MOST_WINDOW_S,
+)
 from innkeeper.units import human_duration, parse_duration
 
 Json = dict[str, Any]
@@ -79,22 +86,31 @@ def advise(
     """
     if not applied and (kind or watch):
         raise BadRequest("--kind and --watch are of --apply", hint="add --apply, or leave them out")
-    asked: Json = {"window_s": parse_duration(window)}
+    asked: Json = {"window_s": _seconds("--window", window, LEAST_WINDOW_S, MOST_WINDOW_S)}
     if min_data is not None:
-        asked["min_data_s"] = parse_duration(min_data)
+        asked["min_data_s"] = _seconds("--min-data", min_data, LEAST_DATA_S, MOST_WINDOW_S)
     if not applied:
         _show(app, name, asked)
         return
     asked |= {"kind": kind} if kind else {}
-    asked |= {"watch_s": parse_duration(watch)} if watch is not None else {}
+    if watch is not None:
+        asked["watch_s"] = _seconds("--watch", watch, LEAST_TRIAL_S, MOST_TRIAL_S)
     if name is not None:
         answer = app.instance(name).apply_advice(**asked)
         if app.json:
             print_json(answer)
         else:
-            _print_applied(answer)
+            _print_applied(answer, kind)
         return
-    _apply_all(app, asked)
+    _apply_all(app, asked, kind)
+
+
+def _seconds(option: str, text: str, least: float, most: float) -> float:
+    found = parse_duration(text)
+    if not least <= found <= most:
+        hint = f"choose one from {least:g}s to {most / 3600:g}h"
+        raise BadRequest(f"Not a time for {option}: {text}", hint=hint)
+    return found
 
 
 def _show(app: App, name: str | None, asked: Json) -> None:
@@ -113,13 +129,13 @@ def _show(app: App, name: str | None, asked: Json) -> None:
         note("no VM runs; there is nothing to go by")
 
 
-def _apply_all(app: App, asked: Json) -> None:
+def _apply_all(app: App, asked: Json, kind: str | None) -> None:
     """Each by itself: one that refuses keeps no other from it."""
     look = {key: value for key, value in asked.items() if key in ("window_s", "min_data_s")}
     report: Json = app.client.advice(**look)
     answers, status = [], 0
     for one in report["instances"]:
-        if not any(advice["live"] for advice in one["advice"]):
+        if not any(advice["live"] for advice in _of_kind(one, kind)["advice"]):
             answers.append(one)
             continue
         try:
@@ -131,7 +147,7 @@ def _apply_all(app: App, asked: Json) -> None:
         print_json({**report, "instances": answers})
     else:
         for one in answers:
-            _print_applied(one)
+            _print_applied(one, kind)
         if not report["instances"]:
             note("no VM runs; there is nothing to apply")
     raise Exit(status)
@@ -177,9 +193,18 @@ def _trial(trial: Json) -> str:
     return f"{what}: {state} {ago} ago, {clean(trial['outcome'])}"
 
 
-def _print_applied(one: Json) -> None:
+def _of_kind(one: Json, kind: str | None) -> Json:
+    """What was asked for, and nothing else."""
+    if kind is None:
+        return one
+    said = {key: [each for each in one[key] if each["kind"] == kind] for key in ("advice", "withheld")}
+    return {**one, **said}
+
+
+def _print_applied(one: Json, kind: str | None) -> None:
     trial = one["trials"][-1] if one["trials"] else None
     if trial is None or trial["state"] not in OPEN:
+        one = _of_kind(one, kind)
         _print(_lines(one, whole=False))
         if one["advice"]:
             note(f"{one['name']}: nothing of that can take effect while it runs")

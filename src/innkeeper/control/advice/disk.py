@@ -70,14 +70,14 @@ def disk(evidence: Evidence) -> Said:
     if not own:
         judged += limits_of(evidence.spec.qos.disk, "qos.disk")
     rows = [row for row in evidence.buckets if "disk_read" in row.average]
+    if judged and not evidence.enough(rows):
+        return [*found, evidence.too_little("disk", rows)]
     for limit in judged:
         found += _judged(evidence, rows, limit)
     return found
 
 
 def _judged(evidence: Evidence, rows: Sequence[Bucket], limit: DiskLimit) -> Said:
-    if not evidence.enough(rows):
-        return [evidence.too_little("disk", rows)]
     used = [sum(row.average.get(name, 0.0) for name in RATES[limit.rate]) for row in rows]
     at_limit = sum(value >= T.AT_LIMIT * limit.limit for value in used) / len(used)
     seen = (

@@ -66,8 +66,6 @@ REMOTE_BYTES: Final = 64 * MiB  # less than that remote is QEMU itself, and libr
 
 # -- trials ------------------------------------------------------------------------------------------
 TRIAL_S: Final = 600.0
-LEAST_TRIAL_S: Final = 5.0
-MOST_TRIAL_S: Final = 86400.0
 SETTLE_S: Final = 10.0  # QEMU is asked every 10 s: rates from before the change last so long
 TRIAL_DATA: Final = 0.5  # of the next window with readings: less than that cannot be judged
 TRIAL_GRACE: Final = 2.0  # so many windows it is waited for readings
