@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from cli_harness import Inn, inn, server
 
 from fakes.api_server import ApiServer, Request
 from helpers import run
+from innkeeper.api.verbs.advise import refuse_not_running
 from innkeeper.control.advice.evidence import AVERAGES, PEAKS
 from innkeeper.errors import Conflict, NotFound, WrongState
-from innkeeper.spec.instance import InstanceStatus, State
+from innkeeper.spec.instance import InstanceStatus, State, Template, Wanted
 
 __all__ = ["inn", "server"]  # fixtures
 
@@ -197,6 +199,13 @@ def test_bad_usage(inn: Inn, server: ApiServer, args: tuple[str, ...], status: i
     server.answer("GET", "/v1/instances/off/advice", WrongState("off does not run (stopped)"))
     done = inn("advise", *args)
     assert done.status == status and said in done.err and "Traceback" not in done.err
+
+
+def test_a_template_is_not_told_to_run_on_as_if_somebody_had_paused_it() -> None:
+    status, wanted = InstanceStatus(state=State.PAUSED), Wanted(template=Template())
+    of: Any = SimpleNamespace(name="web", status=status, record=SimpleNamespace(wanted=wanted))
+    with pytest.raises(WrongState, match="web is a template, which stands still"):
+        refuse_not_running(of)
 
 
 def test_nothing_runs(inn: Inn, server: ApiServer) -> None:

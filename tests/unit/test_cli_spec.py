@@ -206,7 +206,8 @@ def test_set(inn: Inn, server: ApiServer) -> None:
     server.answer("GET", "/v1/instances/web", instance("web", spec=SPEC))
     server.answer("PATCH", "/v1/instances/web", instance("web"))
     server.answer("PUT", "/v1/instances/web", {"changed": ["cpu.count"], "needs_restart": ["cpu.count"]})
-    assert inn("set", "web", "restart_policy=always", "labels.x=y=z").status == 0
+    ran = inn("set", "web", "restart_policy=always", "labels.x=y=z")
+    assert (ran.status, ran.out) == (0, "web\n")
     assert server.requests[-1].json() == {"restart_policy": "always", "labels": {"a": "b", "x": "y=z"}}
     inn("set", "web", "labels.a=")
     assert server.requests[-1].json() == {"labels": {}}
@@ -219,6 +220,9 @@ def test_set(inn: Inn, server: ApiServer) -> None:
     ran = inn("set", "web", "cpu.count=-1")
     assert (ran.status, ran.err) == (2, "inn: cpu.count: Input should be positive\n")
     assert inn("set", "web", "nonsense").status == 2
+    said = errors.SpecError("spec.cpu.count: too many", details={"field": ["spec", "cpu", "count"]})
+    server.answer("PUT", "/v1/instances/web", said)  # named as it was typed
+    assert inn("set", "web", "cpu.count=300").err == "inn: cpu.count: too many\n"
 
 
 def test_changed_spec() -> None:

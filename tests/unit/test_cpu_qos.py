@@ -237,6 +237,9 @@ def test_it_holds_before_the_vm_runs_and_changes_with_those_beside_it(
             assert [one for one in host.writes if "cpu.max" in one or one.startswith("cpu.weight=1267")] == []
             said = report(ctx, ctx.records["a"]).cpu
             assert (said.shares, said.limit, said.entitlement) == (2000, "1.5", 1.167)
+            world.cgroups.controllers["cpu"] = "not delegated"  # then nobody keeps what it comes to
+            assert report(ctx, ctx.records["a"]).cpu.entitlement is None
+            world.cgroups.controllers["cpu"] = ""
             await world.remove("b")
             await keeper.look()
             assert of(world, "a", "cpu.weight") == "1500"

@@ -327,6 +327,12 @@ def test_set_reaches_what_is_not_there_yet() -> None:
             changed_spec(data, {field: "1MiB/s"})
     with pytest.raises(SpecError, match="a group of fields"):
         changed_spec(data, {"disks.0.qos": "1MiB/s"})
+    with pytest.raises(
+        SpecError, match=r"qos.cpu is a group of fields; name one, such as qos.cpu.shares=VALUE"
+    ):
+        changed_spec(data, {"qos.cpu": "5"})
+    with pytest.raises(SpecError, match=r"such as labels.NAME=VALUE"):
+        changed_spec(data, {"labels": "5"})
 
 
 def test_limits_in_words() -> None:

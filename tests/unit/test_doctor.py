@@ -363,7 +363,7 @@ def test_what_of_qos_can_be_kept(tmp_path: Path) -> None:
     partly = Cgroups({"cpu": "it was not delegated to /x", "memory": "", "io": ""})
     found = look("qos", context(tmp_path, cgroups=partly, uid=1000))
     assert found.verdict == "info"
-    assert "of: memory; limits of disks; " in found.detail
-    assert found.detail.endswith("; not of CPU time: it was not delegated to /x")
-    assert "Delegate=yes" in found.repair
+    assert found.detail.startswith("kept: memory, limits of disks; not CPU time: it was not delegated to /x;")
+    assert "; not shares of disks: " in found.detail
+    assert "systemd, which does not run here" in found.repair  # nor is it told to run systemd-run then
     assert look("qos", context(tmp_path, cgroups=Cgroups())).verdict == "warn"

@@ -63,6 +63,15 @@ def test_refused(model: type[Any], fields: dict[str, Any], told: str) -> None:
     assert len(caught.value.errors()) == 1, "one thing is wrong, and is said once"
 
 
+def test_empty_text_is_what_is_so_by_default() -> None:
+    asked = {"shares": "low", "reservation": "250m", "limit": "2"}
+    emptied = CpuQos.model_validate(dict.fromkeys(asked, ""))
+    assert emptied == CpuQos() != CpuQos.model_validate(asked)
+    fields = ("shares", "reservation", "limit", "swap", "balloon")
+    assert MemoryQos.model_validate(dict.fromkeys(fields, "")) == MemoryQos()
+    assert Qos.model_validate({"cpu": "", "memory": "", "disk": ""}) == Qos()
+
+
 def test_a_limit_is_taken_away_and_it_comes_back_as_it_was() -> None:
     assert CpuQos.model_validate({"limit": "", "shares": ""}) == CpuQos()
     assert MemoryQos.model_validate({"swap": ""}).swap == "auto"

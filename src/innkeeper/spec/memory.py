@@ -27,7 +27,9 @@ class Memory(Model):
     @classmethod
     def _sensible(cls, value: int) -> int:
         if value < MIN_BYTES or value > MAX_BYTES or value % MiB:
-            raise ValueError("memory is a whole number of MiB, at least 16MiB")
+            raise ValueError(
+                f"memory is a whole number of MiB, from {format_size(MIN_BYTES)} to {format_size(MAX_BYTES)}"
+            )
         return value
 
     max: Size | None = Field(

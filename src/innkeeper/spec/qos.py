@@ -56,6 +56,15 @@ def _or_nothing(value: Any) -> Any:
     return 0 if value == "" else value
 
 
+def _or_auto(value: Any) -> Any:
+    return "auto" if value == "" else value
+
+
+def _or_plain(value: Any) -> Any:
+    """`inn set web qos.cpu=` takes away all that was asked for."""
+    return {} if value == "" else value
+
+
 def _swap(value: Any) -> Any:
     if value in ("", "auto", "never"):
         return value or "auto"
@@ -82,7 +91,7 @@ class CpuQos(Model):
         default="normal",
         description="low, normal or high (500, 1000, 2000), or a number, per vCPU: its part of a busy host.",
     )
-    reservation: Cores = Field(
+    reservation: Annotated[Cores, BeforeValidator(_or_nothing)] = Field(
         default=0, description="Cores it has whenever it wants them, such as 1.5 or 1500m."
     )
     limit: Annotated[Cores | None, BeforeValidator(_or_none)] = Field(
@@ -131,7 +140,7 @@ class MemoryQos(Model):
         default="auto",
         description="`auto`: swapped out when the host is pressed; `never`; or up to so much.",
     )
-    balloon: Literal["auto", "never"] = Field(
+    balloon: Annotated[Literal["auto", "never"], BeforeValidator(_or_auto)] = Field(
         default="auto", description="`auto`: memory it leaves idle goes to others when the host is pressed."
     )
     reporting: bool = Field(
@@ -177,9 +186,9 @@ class DiskQos(DiskLimits):
 class Qos(Model):
     """Everything may change while the instance runs."""
 
-    cpu: CpuQos = CpuQos()
-    memory: MemoryQos = MemoryQos()
-    disk: Annotated[DiskQos, BeforeValidator(lambda value: {} if value == "" else value)] = DiskQos()
+    cpu: Annotated[CpuQos, BeforeValidator(_or_plain)] = CpuQos()
+    memory: Annotated[MemoryQos, BeforeValidator(_or_plain)] = MemoryQos()
+    disk: Annotated[DiskQos, BeforeValidator(_or_plain)] = DiskQos()
 
 
 class MemoryQosUpdate(Model):
@@ -206,7 +215,9 @@ class CpuReport(Model):
     reservation: str = Field(description="Cores, as in the spec.")
     limit: str | None = Field(description="Cores; null: none.")
     entitlement: float | None = Field(
-        default=None, description="Cores it gets when every VM of the host is busy; null: it does not run."
+        default=None,
+        description="Cores it gets when every VM of the host is busy; null: it does not run, or this host"
+        " cannot keep shares.",
     )
     not_in_force: str = Field(default="", description="Why not; empty: it is as it says, or does not run.")
 

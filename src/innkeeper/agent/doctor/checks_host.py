@@ -11,6 +11,7 @@ from typing import Final
 
 from innkeeper.agent import probes, sysfs
 from innkeeper.agent.doctor.base import DoctorContext, Finding, Verdict, check
+from innkeeper.drivers.cgroup import how_to_get
 from innkeeper.errors import CommandFailed, Unsupported
 from innkeeper.units import GiB, human_size
 
@@ -37,7 +38,7 @@ def check_cgroups(context: DoctorContext) -> Finding:
             "cgroups",
             "warn" if context.privileged else "info",
             "no controller is mounted or given to us: no shares, no limits",
-            "" if context.privileged else "systemd-run --user --scope -p Delegate=yes inn serve",
+            "" if context.privileged else how_to_get(False, context.root),
         )
     usable, refused = set[str](), dict[str, list[str]]()
     works: dict[str, str] = {}
@@ -56,7 +57,7 @@ def check_cgroups(context: DoctorContext) -> Finding:
         return Finding("cgroups", "ok", detail)
     repair = ""
     if not context.privileged:
-        repair = "systemd-run --user --scope -p Delegate=yes inn serve"
+        repair = how_to_get(False, context.root)
     elif version == "v2":
         base = controllers[0].base
         repair = f"echo '{' '.join(f'+{name}' for name in lacking)}' > {base}/cgroup.subtree_control"

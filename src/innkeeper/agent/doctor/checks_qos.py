@@ -9,6 +9,7 @@ from innkeeper.agent.qos import disk
 from innkeeper.drivers.cgroup import how_to_get
 from innkeeper.drivers.cgroupvalues import Controller
 
+# Shares, reservation and limit of each.
 _WHAT: Final[dict[Controller, str]] = {"cpu": "CPU time", "memory": "memory"}
 
 
@@ -18,13 +19,12 @@ def check_qos(context: DoctorContext) -> Finding:
     if context.cgroups is None:
         return Finding("qos", "info", "not known: no daemon runs")
     why = context.cgroups.why_not
-    works = [what for name, what in _WHAT.items() if not why(name)]
-    refused = [f"{what}: {why(name)}" for name, what in _WHAT.items() if why(name)]
-    detail = f"shares, reservations and limits are kept of: {', '.join(works) or 'nothing'}"
-    no_weights = why("io") or disk.why_not(context.cgroups, [context.state_dir])
-    detail += f"; limits of disks; {'no ' if no_weights else ''}shares of disks"
-    detail += f" ({no_weights})" if no_weights else ""
-    if not refused:
+    refused = {what: why(name) for name, what in _WHAT.items()}
+    lacks = refused | {"shares of disks": why("io") or disk.why_not(context.cgroups, [context.state_dir])}
+    kept = [*(what for what, reason in lacks.items() if not reason), "limits of disks"]
+    detail = f"kept: {', '.join(kept)}"
+    detail += "".join(f"; not {what}: {reason}" for what, reason in lacks.items() if reason)
+    if not any(refused.values()):
         return Finding("qos", "ok", detail)
     verdict: Verdict = "warn" if context.privileged else "info"
-    return Finding("qos", verdict, f"{detail}; not of {'; '.join(refused)}", how_to_get(context.privileged))
+    return Finding("qos", verdict, detail, how_to_get(context.privileged, context.root))

@@ -25,12 +25,13 @@ def report(ctx: Context, record: InstanceRecord) -> QosReport:
     """What it is promised, and what of that is in force."""
     status = ctx.statuses.get(record.uid, InstanceStatus())
     qos, runs = record.spec.qos.cpu, record.uid in ctx.running
+    weighed = runs and not ctx.cgroups.why_not("cpu")  # else the kernel shares as among any processes
     return QosReport(
         cpu=CpuReport(
             shares=share_number(qos.shares) * record.spec.cpu.count,
             reservation=format_cores(qos.reservation),
             limit=None if qos.limit is None else format_cores(qos.limit),
-            entitlement=round(ctx.cpu_entitled.get(record.uid, 0.0), 3) if runs else None,
+            entitlement=round(ctx.cpu_entitled.get(record.uid, 0.0), 3) if weighed else None,
             not_in_force=status.qos.get("cpu", "") if runs else "",
         ),
         memory=memory.report(ctx, record),

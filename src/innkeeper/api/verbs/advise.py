@@ -86,6 +86,12 @@ def refuse_not_running(view: InstanceView) -> None:
     if state is State.RUNNING and view.record.wanted.template is None:
         return
     hint = f"start it: inn start {view.name}"
+    if state is State.PAUSED and view.record.wanted.template is not None:
+        raise WrongState(
+            f"{view.name} is a template, which stands still: there is nothing to go by",
+            hint=f"ask about a copy of it, or let it run on: inn resume {view.name}",
+            details={"state": state},
+        )
     if state is State.PAUSED:
         hint = f"let it run: inn resume {view.name}"
     raise WrongState(

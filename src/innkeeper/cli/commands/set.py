@@ -10,7 +10,7 @@ import click
 from innkeeper.cli.app import App
 from innkeeper.cli.command import name_argument, verb
 from innkeeper.cli.commands.apply import say_restart
-from innkeeper.cli.output import print_json
+from innkeeper.cli.output import clean, print_json
 from innkeeper.cli.specargs import pairs
 from innkeeper.errors import BadRequest, InnkeeperError, SpecError
 
@@ -59,6 +59,7 @@ def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
     if app.json:
         print_json(answer)
     else:
+        print(clean(name))
         say_restart(name, said)
 
 
@@ -98,8 +99,9 @@ def changed_spec(spec: Json, values: dict[str, str]) -> Json:
         place: Any = changed
         for part in parents:
             place = _inside(place, part, field)
-        if last == "qos" and isinstance(place, dict) and value:
-            raise SpecError(f"{field} is a group of fields", hint=f"name one: {field}.total_bytes=50MiB/s")
+        if value and isinstance(place, dict) and (last == "qos" or isinstance(place.get(last), dict)):
+            one = "total_bytes" if last == "qos" else "NAME" if field in _TABLES else next(iter(place[last]))
+            raise SpecError(f"{field} is a group of fields", hint=f"name one, such as {field}.{one}=VALUE")
         if isinstance(place, list):
             place[_index(place, last, field)] = value
         elif isinstance(place, dict):
@@ -147,5 +149,6 @@ def _named(error: InnkeeperError) -> BadRequest:
     """The daemon's error, with the field's name in front where it has none."""
     path = error.details.get("field") or []
     field = ".".join(str(part) for part in path if part not in ("body", "spec"))
-    message = error.message if not field or field in error.message else f"{field}: {error.message}"
+    said = error.message.removeprefix("spec").lstrip(".: ")  # fields are named without it here
+    message = said if not field or field in said else f"{field}: {said}"
     return SpecError(message, hint=error.hint, details=error.details)

@@ -77,7 +77,7 @@ def _print(data: dict[str, Any]) -> None:
             ("cpus", _cpus(spec.get("cpu") or {}, status)),
             ("pinned", ", ".join(_pins(spec.get("cpu") or {}))),
             ("memory", human_size(memory) if isinstance(memory, int) else memory),
-            *_qos(data.get("qos") or {}),
+            *_qos(data.get("qos") or {}, runs=bool(data.get("pid"))),
             ("balloon", _balloon(status)),
             ("host nodes", _nodes(data.get("nodes") or ())),
             ("addresses", ", ".join(data.get("addresses") or ())),
@@ -107,7 +107,7 @@ def _cpus(cpu: dict[str, Any], status: dict[str, Any]) -> str:
     return f"{shown} ({said})" if said else shown
 
 
-def _qos(qos: dict[str, Any]) -> list[tuple[str, str]]:
+def _qos(qos: dict[str, Any], *, runs: bool) -> list[tuple[str, str]]:
     """What it is promised of each resource, what that comes to now, and what is not in force."""
     if not (cpu := qos.get("cpu")):
         return []
@@ -120,6 +120,8 @@ def _qos(qos: dict[str, Any]) -> list[tuple[str, str]]:
     if cpu["entitlement"] is not None:
         said.append(f"{cpu['entitlement']:g} of the host when all are busy")
     told = f"{', '.join(said)}{'; NOT in force: ' + cpu['not_in_force'] if cpu['not_in_force'] else ''}"
+    if runs and told == said[0]:  # nothing was asked for, and this host keeps no shares
+        told = ""
     return [
         ("cpu time", told),
         *([("memory kept", kept)] if kept else []),
@@ -169,6 +171,8 @@ def _state(data: dict[str, Any], status: dict[str, Any]) -> str:
     state = clean(data.get("state"))
     if status.get("panicked"):
         return f"{state}, the guest's kernel panicked"
+    if data.get("template"):
+        return f"template ({state})"
     if state == "running":
         return f"{state}, {'ready' if data.get('ready') else 'not ready yet'}"
     return state
