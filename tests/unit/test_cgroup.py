@@ -11,8 +11,9 @@ import pytest
 
 from fakes.cgroups import FakeHost
 from helpers import run
-from innkeeper.drivers import cgroup, cgrouptree
+from innkeeper.drivers import cgrouptree
 from innkeeper.drivers.cgroup import Cgroups, Place
+from innkeeper.drivers.cgrouptree import how_to_get
 from innkeeper.drivers.cgroupvalues import (
     CpuLimit,
     CpuWeight,
@@ -383,14 +384,14 @@ def test_the_weight_of_all_together(tmp_path: Path) -> None:
 
 
 def test_how_to_get_them_is_said_in_one_line_by_what_the_host_has(tmp_path: Path) -> None:
-    assert "systemd, which does not run" in cgroup.how_to_get(privileged=False, root=tmp_path)
+    assert "systemd, which does not run" in how_to_get(privileged=False, root=tmp_path)
     (tmp_path / "run/systemd/system").mkdir(parents=True)
     # systemd-run would succeed there, and give nothing
-    assert "cgroup v2 alone; as root: inn serve" in cgroup.how_to_get(privileged=False, root=tmp_path)
+    assert "cgroup v2 alone; as root: inn serve" in how_to_get(privileged=False, root=tmp_path)
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpu memory\n")
-    assert "Delegate=yes" in cgroup.how_to_get(privileged=False, root=tmp_path)
-    assert "mount" in (told := cgroup.how_to_get(privileged=True, root=tmp_path)) and "\n" not in told
+    assert "Delegate=yes" in how_to_get(privileged=False, root=tmp_path)
+    assert "mount" in (told := how_to_get(privileged=True, root=tmp_path)) and "\n" not in told
 
 
 def test_what_runs_beside_all_vms(tmp_path: Path) -> None:

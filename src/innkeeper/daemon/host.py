@@ -19,7 +19,8 @@ from innkeeper.agent import sysfs
 from innkeeper.agent.context import QemuView
 from innkeeper.agent.qos import disk
 from innkeeper.clock import Clock
-from innkeeper.drivers.cgroup import Cgroups, how_to_get
+from innkeeper.drivers.cgroup import Cgroups
+from innkeeper.drivers.cgrouptree import how_to_get
 from innkeeper.errors import InnkeeperError, NotFound, Unsupported
 from innkeeper.spec.architecture import EMULATED, HOST, QEMU_PACKAGES, missing_qemu, qemu_name
 from innkeeper.spec.host import ForeignQemu, HostFacts, HostNode, HostRecord, HugePages, QosSupport

@@ -42,21 +42,6 @@ _REMOVE_PAUSES_S: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, *([0.2] * 25))
 _GONE: Final = (errno.ENOENT, errno.ENODEV)
 
 
-def how_to_get(privileged: bool, root: Path = HOST_ROOT) -> str:
-    """What gives a daemon its control groups: to root, the kernel; to a user, their systemd, which gives
-    away no controllers of cgroup v1 (systemd.resource-control(5), Delegate=)."""
-    if privileged:
-        return "mount the cgroup hierarchies writable, as systemd does: mount -t cgroup2 none /sys/fs/cgroup"
-    if not (root / "run/systemd/system").is_dir():
-        return "users are given control groups by systemd, which does not run here; as root: inn serve"
-    if not (root / "sys/fs/cgroup/cgroup.controllers").exists():
-        return "users are given control groups where the host has cgroup v2 alone; as root: inn serve"
-    return (
-        "start the daemon in a group of its own:"
-        " inn serve --stop && systemd-run --user --scope -p Delegate=yes inn serve"
-    )
-
-
 @dataclass(frozen=True)
 class Place:
     """Where one controller has the group."""

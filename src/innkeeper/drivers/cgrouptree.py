@@ -224,3 +224,18 @@ def _words(files: Files, path: Path) -> list[str]:
         return files.read(path).split()
     except OSError:
         return []
+
+
+def how_to_get(privileged: bool, root: Path = Path("/")) -> str:
+    """What gives a daemon its control groups: to root, the kernel; to a user, their systemd, which gives
+    away no controllers of cgroup v1 (systemd.resource-control(5), Delegate=)."""
+    if privileged:
+        return "mount the cgroup hierarchies writable, as systemd does: mount -t cgroup2 none /sys/fs/cgroup"
+    if not (root / "run/systemd/system").is_dir():
+        return "users are given control groups by systemd, which does not run here; as root: inn serve"
+    if not (root / "sys/fs/cgroup/cgroup.controllers").exists():
+        return "users are given control groups where the host has cgroup v2 alone; as root: inn serve"
+    return (
+        "start the daemon in a group of its own:"
+        " inn serve --stop && systemd-run --user --scope -p Delegate=yes inn serve"
+    )

@@ -11,7 +11,7 @@ from typing import Final
 
 from innkeeper.agent import probes, sysfs
 from innkeeper.agent.doctor.base import DoctorContext, Finding, Verdict, check
-from innkeeper.drivers.cgroup import how_to_get
+from innkeeper.drivers.cgrouptree import how_to_get
 from innkeeper.errors import CommandFailed, Unsupported
 from innkeeper.units import GiB, human_size
 

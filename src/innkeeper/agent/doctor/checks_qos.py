@@ -6,7 +6,7 @@ from typing import Final
 
 from innkeeper.agent.doctor.base import DoctorContext, Finding, Verdict, check
 from innkeeper.agent.qos import disk
-from innkeeper.drivers.cgroup import how_to_get
+from innkeeper.drivers.cgrouptree import how_to_get
 from innkeeper.drivers.cgroupvalues import Controller
 
 # Shares, reservation and limit of each.
