@@ -182,6 +182,16 @@ def test_a_stopped_vm_may_reserve_what_the_host_could_keep() -> None:
         cpuadmission.refuse_change(off, spec(reservation="2"), [host], [])
 
 
+def test_less_is_never_refused() -> None:
+    """Of a VM that reserved more than its host can keep now: it has lost CPUs, or keeps more for itself."""
+    host = HOST.model_copy(update={"facts": FACTS.model_copy(update={"cpus": 2, "cpu_ids": ()})})
+    over = active("new", reservation="1.9")
+    for qos in ({"reservation": "1.8"}, {"reservation": "1.9", "shares": "high"}, {"reservation": "0"}):
+        cpuadmission.refuse_change(over, spec(**qos), [host], [active("web", reservation="1")])
+    with pytest.raises(NoCapacity):
+        cpuadmission.refuse_change(over, spec(reservation="1.95"), [host], [])
+
+
 def test_copies_with_other_vcpus_keep_what_is_promised() -> None:
     copied = forking.with_cpus(spec(reservation="250m", limit="1.5"), 4)
     assert (copied.qos.cpu.reservation, copied.qos.cpu.limit) == (250, 1500)

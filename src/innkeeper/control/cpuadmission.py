@@ -31,16 +31,18 @@ def objections(
     but: str = "",
     to_run: bool = True,
     count: int = 1,
+    before: int = 0,
 ) -> list[Objection]:
     """Of `host` against `count` VMs of this spec beside the active ones (other than `but`); without `to_run`
-    only against what it could never keep."""
+    only against what it could never keep. A reservation that is no more than it was `before` is kept as well
+    as that was: of a host that has become smaller not whole."""
     qos = spec.qos.cpu
     if qos == CpuQos():
         return []
     if host.facts.qos.cpu:
         why = f"it cannot keep shares, reservations or limits of CPU time: {host.facts.qos.cpu}"
         return [Objection(why, host.facts.qos.hint)]
-    if not qos.reservation:
+    if qos.reservation <= before:
         return []
     cpus = len(host.facts.cpu_ids) or host.facts.cpus
     kept = kept_millicores(cpus)
@@ -86,7 +88,8 @@ def refuse_change(
     if host is None or spec.qos.cpu == record.spec.qos.cpu:
         return
     to_run = is_active(record, view.status)
-    for one in objections(spec, host, instances, but=record.name, to_run=to_run):
+    before = record.spec.qos.cpu.reservation
+    for one in objections(spec, host, instances, but=record.name, to_run=to_run, before=before):
         raise _error(host.name, one)
 
 
