@@ -17,7 +17,7 @@ from fakes.world import World
 from helpers import run
 from innkeeper.agent.ops.qos import report
 from innkeeper.agent.qos import cpu, together
-from innkeeper.agent.qos.keeper import QosKeeper
+from innkeeper.agent.qos.keeper import REMADE_NOTE, QosKeeper
 from innkeeper.agent.qos.together import Standing, Together, standing
 from innkeeper.control import cpuadmission, forking
 from innkeeper.drivers.cgroupvalues import WEIGHT_MAX, CpuLimit
@@ -257,24 +257,26 @@ def test_it_holds_before_the_vm_runs_and_changes_with_those_beside_it(
     play(scenario)
 
 
+async def changed(world: World, name: str, **qos: Any) -> None:
+    """Raises what the daemon made of it."""
+
+    def change(record: InstanceRecord, _: object) -> InstanceRecord:
+        number = record.wanted.generation + 1
+        wanted = record.wanted.model_copy(update={"generation": number, "change": number})
+        asked = record.spec.model_copy(update={"qos": spec(**qos).qos})
+        return record.model_copy(update={"spec": asked, "wanted": wanted})
+
+    after = await world.repo.change_instance(name, change)
+    await world.repo.settle(name, after.record.wanted.generation, 5.0)
+
+
 def test_it_changes_while_the_vm_runs(play: Callable[[Scenario], None]) -> None:
     async def scenario(world: World, host: FakeHost) -> None:
         async with world.daemon():
-            view = await world.create("a", spec=cpu_qos())
+            await world.create("a", spec=cpu_qos())
             for qos, expected in (({"limit": "250m"}, "25000 100000"), ({}, "max 100000")):
-                wanted = view.record.spec.model_copy(update={"qos": spec(**qos).qos})
-
-                def change(
-                    record: InstanceRecord, _: object, wanted: InstanceSpec = wanted
-                ) -> InstanceRecord:
-                    number = record.wanted.generation + 1
-                    update = {"generation": number, "change": number}
-                    changed = record.wanted.model_copy(update=update)
-                    return record.model_copy(update={"spec": wanted, "wanted": changed})
-
-                after = await world.repo.change_instance("a", change)
                 world.engine.calls.clear()
-                await world.repo.settle("a", after.record.wanted.generation, 5.0)
+                await changed(world, "a", **qos)
                 assert of(world, "a", "cpu.max") == expected
                 # Each question to a QEMU whose CPUs are busy may take seconds.
                 assert [call for call in world.engine.calls if not call.startswith("run_state")] == []
@@ -309,6 +311,26 @@ def test_a_group_made_anew_has_what_it_had(play: Callable[[Scenario], None]) -> 
             host.rmdir(group.paths[0])
             await keeper.look()
             assert of(world, "a", "cpu.max") == "100000 100000"
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("removed", [True, False], ids=["removed", "moved out"])
+def test_a_change_does_not_wait_for_the_keeper_to_make_a_group_anew(
+    play: Callable[[Scenario], None], removed: bool
+) -> None:
+    async def scenario(world: World, host: FakeHost) -> None:
+        async with world.daemon() as ctx:
+            await world.create("a", spec=cpu_qos(limit="1"))
+            await QosKeeper(ctx).look()
+            group = world.cgroups.get(ctx.records["a"].uid)
+            assert group is not None
+            host.end(world.machine("a").pid)
+            if removed:
+                host.rmdir(group.paths[0])
+            await changed(world, "a", limit="700m")
+            assert of(world, "a", "cpu.max") == "70000 100000" and group.pids() == {world.machine("a").pid}
+            assert (await world.repo.view("a")).status.note == REMADE_NOTE
 
     play(scenario)
 

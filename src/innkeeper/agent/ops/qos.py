@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.qos import memory
 from innkeeper.agent.qos.enforce import enforce
+from innkeeper.agent.qos.keeper import REMADE_NOTE
 from innkeeper.errors import Failed
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
 from innkeeper.spec.qos import CpuReport, DiskReport, QosReport, share_number
@@ -13,12 +16,28 @@ from innkeeper.units import format_cores
 
 async def fit_qos(ctx: Context, record: InstanceRecord, running: Running) -> None:
     """Raises Failed when the kernel refuses, with its reason."""
+    await _back_in(ctx, record, running)
     not_in_force = {part: why for part, why in enforce(ctx).get(record.uid, {}).items() if why}
     await ctx.publish(record, qos=not_in_force)
     ctx.qos_changed.set()  # of the others, the weight of all together
     if not_in_force:
         part, why = next(iter(not_in_force.items()))
         raise Failed(f"qos.{part} of {record.name} is not in force: {why}", hint="see inn doctor")
+
+
+async def _back_in(ctx: Context, record: InstanceRecord, running: Running) -> None:
+    """Where somebody else removed its control group, or moved it out: what is asked now is to hold now, not
+    once the keeper has looked. Raises Failed when the kernel refuses."""
+    group, pid = ctx.cgroups.get(record.uid), running.machine.pid
+    if group is None or not running.at_rest.is_set() or await asyncio.to_thread(group.holds, pid):
+        return
+    was_in = pid in group.moved_in
+    made = ctx.cgroups.create(record.uid)
+    await asyncio.to_thread(made.add, running.machine.pids)
+    if running.gone.is_set():
+        ctx.cgroups.leave(record.uid)  # it ended meanwhile
+    elif was_in:
+        await ctx.publish(record, note=REMADE_NOTE)
 
 
 def report(ctx: Context, record: InstanceRecord) -> QosReport:
