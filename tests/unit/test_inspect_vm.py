@@ -495,6 +495,19 @@ def test_a_guests_counters() -> None:
 # -- what can go wrong -----------------------------------------------------------------------------
 
 
+def test_a_template_is_not_shown_as_the_machine_it_has_not_loaded(
+    play: Callable[[FakeInspection, Scenario], None], rams: Callable[..., Ram]
+) -> None:
+    async def scenario(world: World, live: LiveService, vm: FakeInspection) -> None:
+        ctx = live._ctx
+        await ctx.publish(ctx.records["web"], template="token")
+        for look in (live.inspect_memory("web"), live.inspect_cpu("web"), live.inspect_address("web", "rip")):
+            with pytest.raises(WrongState, match="web is a template: its memory and CPUs lie in files"):
+                await look
+
+    play(FakeInspection(), scenario)
+
+
 def test_a_vm_that_does_not_run_hangs_or_is_no_x86(
     play: Callable[[FakeInspection, Scenario], None], rams: Callable[..., Ram]
 ) -> None:

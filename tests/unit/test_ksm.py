@@ -307,6 +307,26 @@ def test_a_claim_that_cannot_be_written(tmp_path: Path) -> None:
     assert Claim(tmp_path / "claim").take(dict.fromkeys(("run", "pages_to_scan", "sleep_millisecs"), 1))
 
 
+def test_a_daemon_that_is_not_roots_says_so(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    rig.look(available=0.1)
+    told = rig.merging.report()
+    assert told is not None and "Only root may change how this host merges" in told.why
+    assert rig.knobs == (0, 100, 20) and not rig.claim._path.exists()
+    host = LocalHost(tmp_path)
+    settings = Settings(host, tmp_path)
+    settings.merging = rig.merging
+    with pytest.raises(Unsupported, match="Only root may"):
+        asyncio.run(settings.change({"ksm": "always"}))
+    assert host.settings.ksm == "auto"
+    asyncio.run(settings.change({"ksm": "never"}))  # its VMs' pages are left out, which anybody may say
+    asyncio.run(settings.change({"ksm": "auto"}))
+    rig.kernel.write("run", 1)  # where somebody else has it run, pages are merged
+    asyncio.run(settings.change({"ksm": "always"}))
+
+
 # -- the host's settings -----------------------------------------------------------------------------
 
 

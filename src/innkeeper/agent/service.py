@@ -95,16 +95,16 @@ class LiveService:
         return await forkable.explain(self._ctx, record, copied=copied)
 
     async def inspect_memory(self, name: str, *, numa: bool = False) -> MemoryMap:
-        return await inspector.memory(self._ctx, name, self._running(name), numa=numa)
+        return await inspector.memory(self._ctx, name, self._with_state(name), numa=numa)
 
     async def inspect_address(
         self, name: str, address: str, *, physical: bool = False, cpu: int = 0
     ) -> AddressReport:
         place = parse_place(address, physical=physical)
-        return await inspector.address(name, self._running(name), place, cpu, address)
+        return await inspector.address(name, self._with_state(name), place, cpu, address)
 
     async def inspect_cpu(self, name: str) -> CpuInspection:
-        running = self._running(name)
+        running = self._with_state(name)
         return await inspector.cpu(name, running, paused=self._state(running) is State.PAUSED)
 
     async def inspect_disk(self, name: str) -> DiskInspection:
@@ -132,6 +132,16 @@ class LiveService:
         running = self._ctx.running.get(self._uid(name))
         if running is None:
             raise WrongState(f"{name} is not running", hint=f"start it: inn start {name}")
+        return running
+
+    def _with_state(self, name: str) -> Running:
+        """A template's state is loaded by no process: QEMU would show that of a machine just made."""
+        running = self._running(name)
+        if self._ctx.statuses[running.uid].template:
+            raise WrongState(
+                f"{name} is a template: its memory and CPUs lie in files until it runs on",
+                hint=f"look into a copy (inn fork {name}), or let it run on: inn resume {name}",
+            )
         return running
 
     def _with_agent(self, name: str) -> Running:

@@ -242,7 +242,7 @@ def _refusal(objections: dict[str, list[Objection]]) -> NoCapacity | Unsupported
     by_room = {host: found for host, found in objections.items() if all(one.capacity for one in found)}
     counted = by_room or objections
     told = "; ".join(
-        f"{host}: {', '.join(one.reason for one in found)}" for host, found in sorted(objections.items())
+        f"{host}: {', and '.join(one.reason for one in found)}" for host, found in sorted(objections.items())
     )
     hint = next((one.hint for _, found in sorted(counted.items()) for one in found if one.hint), "")
     details = {"hosts": {host: [one.reason for one in found] for host, found in sorted(objections.items())}}

@@ -53,11 +53,14 @@ class Settings:
 
     async def change(self, changes: dict[str, Any]) -> HostSettings:
         """Take up these fields; the others stay. Raises BadRequest, Failed when it cannot be kept, NoCapacity
-        for a `never` that has no room for the pages merged by now; nothing is changed then."""
+        for a `never` that has no room for the pages merged by now, Unsupported for an `always` that only root
+        can keep; nothing is changed then."""
         before = self._host.settings
         after = _merged(before, changes)
         if after.ksm == "never" and before.ksm != "never" and self.merging is not None:
             await self.merging.unmerge()
+        if after.ksm == "always" and before.ksm != "always" and self.merging is not None:
+            self.merging.refuse_unless_able()
         if not write_json(self._file, after.model_dump(mode="json")):
             raise Failed(f"Cannot write {self._file}", hint="is its disk full? see inn doctor")
         self._host.settings = after

@@ -66,16 +66,18 @@ class Ksm:
         except (OSError, ValueError):
             return None
 
+    def refuse_unless_writable(self) -> None:
+        """Raises Unsupported without the right to write."""
+        if not os.access(self._directory / "run", os.W_OK):
+            raise _only_root()
+
     def write(self, knob: str, value: int) -> None:
         """Raises Unsupported without the right to, Failed when the kernel refuses."""
         assert knob in KNOBS, knob
         try:
             (self._directory / knob).write_text(f"{value}\n")
         except PermissionError as error:
-            raise Unsupported(
-                "Only root may change how this host merges equal pages (/sys/kernel/mm/ksm)",
-                hint="run the daemon as root, or set it by hand",
-            ) from error
+            raise _only_root() from error
         except OSError as error:
             raise Failed(
                 f"The kernel refused {knob}={value} in {self._directory}: {error.strerror}",
@@ -122,6 +124,13 @@ class Ksm:
             return self._number(name)
         except (OSError, ValueError):
             return None
+
+
+def _only_root() -> Unsupported:
+    return Unsupported(
+        "Only root may change how this host merges equal pages (/sys/kernel/mm/ksm)",
+        hint="run the daemon as root, or have root set it: echo 1 > /sys/kernel/mm/ksm/run",
+    )
 
 
 class Claim:

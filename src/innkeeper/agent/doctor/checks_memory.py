@@ -27,8 +27,9 @@ def check_ksm(context: DoctorContext) -> Finding:
         )
     saved = human_size(found.saved_bytes)
     if found.run != RUNNING:
-        detail = f"there, but not running: {saved} saved; the daemon turns it on while memory is short"
-        return Finding("ksm", "info", detail, "inn host set ksm=always")
+        who = "the daemon" if context.privileged else "a daemon of root's"
+        detail = f"there, but not running: {saved} saved; {who} turns it on while memory is short"
+        return Finding("ksm", "info", detail, "inn host set ksm=always" if context.privileged else "")
     return Finding("ksm", "ok", f"running, saves {saved}")
 
 

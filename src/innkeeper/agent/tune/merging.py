@@ -70,9 +70,11 @@ class Merging:
             put_back(self._ksm, self._claim)
             return
         if not self._claim.held:
-            others = counters.run == RUNNING and self._claim.former() is None
-            if others or not self._claim.take(self._ksm.knobs()):
-                return  # somebody else runs it: the administrator, ksmtuned, another daemon
+            if counters.run == RUNNING and self._claim.former() is None:
+                return  # the administrator, ksmtuned
+            self._ksm.refuse_unless_writable()
+            if not self._claim.take(self._ksm.knobs()):
+                return  # somebody else runs it: another daemon
         if not counters.advised and counters.pages_to_scan != wanted.pages:
             self._ksm.write("pages_to_scan", wanted.pages)
         if counters.sleep_ms != wanted.sleep_ms:
@@ -88,6 +90,12 @@ class Merging:
         if self._spent is not None and now > self._spent[0]:
             self._cpu = round((spent - self._spent[1]) / (now - self._spent[0]), 4)
         self._spent = (now, spent)
+
+    def refuse_unless_able(self) -> None:
+        """Raises Unsupported where this daemon can turn nothing on, and nobody else has."""
+        counters = self._ksm.read()
+        if counters is not None and counters.run != RUNNING:
+            self._ksm.refuse_unless_writable()
 
     async def unmerge(self) -> None:
         """Give every page back to its VM, for a host that is set to `never` while some are merged. Raises

@@ -25,6 +25,8 @@ inn set web restart_policy=always labels.owner=anna
 inn set web labels.owner=                  remove a label
 inn set web cpu.count=4                    at once, where it has room for them (cpu.max)
 inn set web cpu.pin.0=2-3 cpu.emulator=1   on which CPUs of the host; cpu.pin.0= lets it run anywhere
+inn set web qos.cpu.limit=1.5 qos.memory.reservation=256MiB
+inn set web qos.cpu.limit=                 no limit any more; qos.cpu= takes back all of qos.cpu
 inn set web qos.disk.total_bytes=50MiB/s   all of its disks together; qos.disk.total_bytes= for no limit
 inn set web disks.0.qos.read_ops=500/s     one disk
 inn set web memory.size=1GiB               at once, where it has room for it (memory.max)
@@ -38,7 +40,7 @@ def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
     """Change single fields of a VM.
 
     FIELD is the path of a field in the spec, as inn show --yaml prints it, with dots. What can
-    change on a running VM (restart_policy, labels, limits of disks, cpu.count up to cpu.max,
+    change on a running VM (restart_policy, labels, qos, limits of disks, cpu.count up to cpu.max,
     memory.size up to memory.max) does at once; for everything else it is said that the VM takes
     it up at its next start. A guest may be unable to give up a vCPU or memory: then the command
     fails, for vCPUs after 10 s and for memory after 18 at most, and the VM keeps it. Asking again
