@@ -59,7 +59,7 @@ def test_cpu_argument(case: str) -> None:
 
 def test_cpus_of_other_architectures() -> None:
     assert cpu_argument(Cpu(), "tcg", architecture="aarch64") == "max,pauth-impdef=on"
-    assert cpu_argument(Cpu(), "tcg", architecture="riscv64") == "rv64"
+    assert cpu_argument(Cpu(), "tcg", architecture="riscv64") == "rv64,sstc=off"
     own = Cpu.model_validate({"model": "cortex-a72", "features": ["-pmu"]})
     assert cpu_argument(own, "tcg", architecture="aarch64") == "cortex-a72,pmu=off"
     with pytest.raises(Unsupported, match="is for x86_64, and this guest is aarch64"):

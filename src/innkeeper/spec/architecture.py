@@ -18,8 +18,9 @@ DEBIAN_NAMES: Final[Mapping[str, str]] = {"x86_64": "amd64", "aarch64": "arm64",
 DEFAULT_MACHINES: Final[Mapping[str, str]] = {"x86_64": "q35", "aarch64": "virt", "riscv64": "virt"}
 EMULATED: Final = "guests of another architecture than the host's are emulated"
 # What `cpu.model: auto` is. `max` of aarch64 boots a tiny guest in 6.3 s with Arm's algorithm for pointer
-# authentication, and in 2.3 s with a cheaper one; QEMU's riscv64 had no `max` before 9.1.
-AUTO_CPU: Final[Mapping[str, str]] = {"aarch64": "max,pauth-impdef=on", "riscv64": "rv64"}
+# authentication, and in 2.3 s with a cheaper one; QEMU's riscv64 had no `max` before 9.1, and forgets Sstc's
+# timers when a guest is forked (engine/qemu/timers.py).
+AUTO_CPU: Final[Mapping[str, str]] = {"aarch64": "max,pauth-impdef=on", "riscv64": "rv64,sstc=off"}
 
 
 def qemu_name(architecture: str) -> str:

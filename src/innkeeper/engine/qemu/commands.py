@@ -22,6 +22,7 @@ SCHEMA: Final[dict[str, tuple[str, ...]]] = {
     "remove-fd": ("fdset-id", "fd"),
     "screendump": ("filename", "format"),
     "getfd": ("fdname",),
+    "chardev-add": ("id", "backend"),
     "migrate-set-capabilities": ("capabilities",),
     "migrate": ("uri",),
     "migrate-incoming": ("uri",),

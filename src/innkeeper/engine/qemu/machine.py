@@ -20,7 +20,7 @@ from innkeeper.engine.base import (
     ThreadIds,
 )
 from innkeeper.engine.memory import Ram
-from innkeeper.engine.qemu import commands, counters, ram, state
+from innkeeper.engine.qemu import commands, counters, ram, state, timers
 from innkeeper.engine.qemu.balloon import Ballooned
 from innkeeper.engine.qemu.dimms import DimmSlots
 from innkeeper.engine.qemu.inspection import QemuInspection
@@ -155,6 +155,7 @@ class QemuMachine(VcpuPlaces, DimmSlots, DiskThrottles, Ballooned):
 
     async def restore(self, moment: Moment, *, paused: bool) -> None:
         await state.load(self._monitor, moment.state)
+        await self._rearm()
         self.agent_open = await commands.agent_port_open(self._monitor)
         if not paused:
             await self._monitor.execute("cont")
@@ -165,7 +166,12 @@ class QemuMachine(VcpuPlaces, DimmSlots, DiskThrottles, Ballooned):
         if not old._tracks_writes():
             await old._monitor.execute("stop")
         await state.move(old._monitor, self._monitor)
+        await self._rearm()
         self.agent_open = await commands.agent_port_open(self._monitor)
+
+    async def _rearm(self) -> None:
+        if self._record.machine.startswith("virt"):
+            await timers.rearm(self._monitor)
 
     def _tracks_writes(self) -> bool:
         """Whether its RAM can be moved while it runs. Under TCG, QEMU before 9.0 misses writes then, and the
