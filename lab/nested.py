@@ -76,6 +76,9 @@ class NestedHost:
 
     def start(self, spec: Mapping[str, Any] = SPEC) -> None:
         """Until its agent answers and its KVM is there. One that was kept is taken as it is."""
+        kept = {one["name"]: one for one in self.client.instances.list_data()}.get(NAME)
+        if kept and kept["image"] != image.image_name():  # which is removed now
+            self._vm.remove(force=True)
         name = image.ensure_image(self.client, self._progress)
         bulk = payload.bulk_disk(self.state, self._tiny())
         disks = [*spec["disks"], {"name": BULK, "path": str(bulk), "readonly": True}]

@@ -254,6 +254,17 @@ def test_numa_maps_with_pages_of_two_sizes() -> None:
     assert proc.parse_numa_maps(text) == {0: (2 << 20) + (12 << 10), 1: 2 << 20}
 
 
+def test_files_that_everybody_reads_are_on_no_node_of_a_vms_own() -> None:
+    """As of a QEMU with 192 MiB: kernel and program had made a third of its memory lie on another node."""
+    text = (
+        b"7f0e default file=/var/images/6/vmlinux mapped=11344 N1=11344 kernelpagesize_kB=4\n"
+        b"5631 default file=/usr/bin/qemu mapped=1221 active=1212 N0=399 N1=822 kernelpagesize_kB=4\n"
+        b"563f default file=/usr/bin/qemu anon=251 dirty=251 active=0 N0=251 kernelpagesize_kB=4\n"
+        b"7f0f bind:0 file=/memfd:innkeeper-ram\\040(deleted) dirty=49152 N0=49152 kernelpagesize_kB=4\n"
+    )
+    assert proc.parse_numa_maps(text) == {0: (49152 + 251) << 12}
+
+
 def test_throttled_time_of_both_versions() -> None:
     assert proc.parse_cpu_stat(b"usage_usec 9\nnr_throttled 1\nthrottled_usec 1500000\n") == 1.5
     assert proc.parse_cpu_stat(b"nr_periods 0\nnr_throttled 0\nthrottled_time 0\n") is None  # no limit

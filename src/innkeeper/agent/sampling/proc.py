@@ -114,9 +114,13 @@ def parse_footprint(data: bytes) -> Footprint:
 
 
 def parse_numa_maps(data: bytes) -> dict[int, int]:
-    """Bytes on each node. Each line has its own page size: huge pages count as what they are."""
+    """Bytes on each node. Each line has its own page size: huge pages count as what they are. Pages of files
+    on disk, such as QEMU's program, its libraries and a guest's kernel, are everybody's, and lie where the
+    first who read them ran: those it did not write to (`anon`) are not counted."""
     found: dict[int, int] = {}
     for line in data.splitlines():
+        if b" file=/" in line and b" file=/memfd:" not in line and b" anon=" not in line:
+            continue
         pages: list[tuple[int, int]] = []
         page_bytes = PAGE_BYTES
         for word in line.split()[2:]:
