@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from innkeeper.agent import sysfs
 from innkeeper.agent.context import Context
 from innkeeper.agent.tune import ksm as rules
+from innkeeper.agent.tune import supply
 from innkeeper.agent.tune.ksm import Seen, Tuning
 from innkeeper.clock import Clock
 from innkeeper.drivers.ksm import RUNNING, UNMERGING, Claim, Counters, Ksm, put_back
@@ -20,8 +19,6 @@ from innkeeper.spec.overcommit import KsmMode, KsmReport
 from innkeeper.units import human_size
 
 log = logging.getLogger("innkeeper.ksm")
-
-_AVG10: Final = re.compile(r"^some avg10=([0-9.]+)", re.MULTILINE)
 
 
 class Merging:
@@ -153,12 +150,6 @@ def see(ctx: Context, root: Path = sysfs.HOST_ROOT) -> Seen:
         mergeable_bytes=sum(
             plan.ram_bytes for plan, machine in plans if plan and plan.memory.merge and machine.ram_private
         ),
-        memory_pressure=_pressure(root / "proc/pressure/memory"),
-        cpu_pressure=_pressure(root / "proc/pressure/cpu"),
+        memory_pressure=supply.pressure(root, "memory") or 0.0,
+        cpu_pressure=supply.pressure(root, "cpu") or 0.0,
     )
-
-
-def _pressure(path: Path) -> float:
-    """Share of the last ten seconds in which something waited (PSI, `some avg10`); 0 where it is not told."""
-    found = _AVG10.search(sysfs.read_text(path))
-    return float(found[1]) / 100 if found else 0.0

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from innkeeper.agent import sysfs
 from innkeeper.agent.tune.balloon import Account
@@ -37,11 +37,11 @@ def of_vms(capacity: int, machines: Iterable[Machine], root: Path = Path("/")) -
     return Account(capacity, capacity - used - sum(files.values()))
 
 
-def pressure(root: Path = Path("/")) -> float | None:
-    """Share of the last 10 s in which something waited for memory (Documentation/accounting/psi.rst); None
-    where the kernel does not count it."""
+def pressure(root: Path = Path("/"), what: Literal["cpu", "memory"] = "memory") -> float | None:
+    """Share of the last 10 s in which something waited for it (Documentation/accounting/psi.rst); None where
+    the kernel does not count that."""
     try:
-        match = _SOME.search((root / "proc/pressure/memory").read_bytes())
+        match = _SOME.search((root / "proc/pressure" / what).read_bytes())
     except OSError:
         return None
     return float(match[1]) / 100 if match else None
