@@ -361,6 +361,32 @@ def test_what_somebody_else_changed_meanwhile_may_not_go_with_what_was_before(tm
     run(scenario())
 
 
+def test_what_is_set_while_a_trial_changes_something_else_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with play(tmp_path) as one:
+            read, done = one.repo.instance, False
+
+            async def instance(name: str) -> Any:
+                nonlocal done
+                found = await read(name)
+                if not done:  # between what the trial reads and what it writes
+                    done = True
+                    labels = found.value.spec.model_copy(update={"labels": {"owner": "anna"}})
+                    await one.repo.change_instance(
+                        name, lambda record, _status: record.model_copy(update={"spec": labels})
+                    )
+                return found
+
+            monkeypatch.setattr(one.repo, "instance", instance)
+            await one.trials._set("web", {"cpu.count": 1})
+            spec = await one.spec()
+            assert (spec.cpu.count, spec.labels) == (1, {"owner": "anna"})
+
+    run(scenario())
+
+
 def test_a_disk_that_is_taken_away_meanwhile_is_not_judged(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with play(tmp_path) as one:

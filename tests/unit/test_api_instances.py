@@ -373,6 +373,15 @@ def test_apply(tmp_path: Path) -> None:
             # what show prints is taken back unchanged
             again = await api.call("PUT", "/instances/app", {"spec": done["instance"]["spec"]})
             assert again["changed"] == []
+            # who has not seen what others changed meanwhile is told
+            read = done["instance"]["spec"]
+            mine = {**read, "labels": {"a": "mine"}}
+            theirs = await api.call("PUT", "/instances/app", {"spec": {**read, "labels": {}}, "before": read})
+            assert theirs["changed"] == ["labels"]
+            error = await api.refused("PUT", "/instances/app", {"spec": mine, "before": read}, status=409)
+            assert error["code"] == "conflict" and error["details"]["stale"]
+            read = theirs["instance"]["spec"]
+            assert (await api.call("PUT", "/instances/app", {"spec": mine, "before": read}))["changed"]
             for wrong in ({**spec, "image": "debian"}, {**spec, "disks": [{"name": "d", "size": "1GiB"}]}):
                 error = await api.refused("PUT", "/instances/app", {"spec": wrong}, status=409)
                 assert error["code"] == "unsupported"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cli_harness import Inn, inn, server
 
-from fakes.api_server import ApiServer, instance
+from fakes.api_server import ApiServer, Request, instance
 from innkeeper import errors
 from innkeeper.cli.commands.diff import differences
 from innkeeper.cli.commands.set import changed_spec
@@ -225,6 +225,27 @@ def test_set(inn: Inn, server: ApiServer) -> None:
     assert inn("set", "web", "cpu.count=300").err == "inn: cpu.count: too many\n"
 
 
+def test_two_that_set_something_at_once_keep_both(inn: Inn, server: ApiServer) -> None:
+    """What somebody else has set between our reading and our writing is not put back to what we read."""
+    specs = [SPEC, {**SPEC, "labels": {"theirs": "x"}}]
+    server.answer("GET", "/v1/instances/web", lambda request: instance("web", spec=specs[0]))
+
+    def put(request: Request) -> Any:
+        if request.json()["before"] != specs[-1]:
+            specs.pop(0)
+            return errors.Conflict("web was changed by somebody else meanwhile", details={"stale": True})
+        return {"changed": ["cpu.count"], "needs_restart": []}
+
+    server.answer("PUT", "/v1/instances/web", put)
+    assert inn("set", "web", "cpu.count=2").status == 0
+    sent = server.requests[-1].json()["spec"]
+    assert sent["labels"] == {"theirs": "x"} and sent["cpu"] == {"count": "2"}
+    server.answer("PUT", "/v1/instances/web", errors.Conflict("always", details={"stale": True}))
+    assert inn("set", "web", "cpu.count=2").status == 4 and len(server.sent("PUT", "/v1/instances/web")) == 12
+    server.answer("PUT", "/v1/instances/web", errors.Conflict("it is a template"))
+    assert inn("set", "web", "cpu.count=2").status == 4 and len(server.sent("PUT", "/v1/instances/web")) == 13
+
+
 def test_changed_spec() -> None:
     changed = changed_spec(SPEC, {"boot.order": "cdrom,disk", "networks.0.model": "e1000", "image": ""})
     assert changed["boot"]["order"] == ["cdrom", "disk"]
@@ -252,6 +273,12 @@ def test_edit(inn: Inn, server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("EDITOR", "true")
     ran = inn("edit", "web")
     assert (ran.status, ran.err) == (0, "inn: web is unchanged\n")
+    assert server.sent("PUT", "/v1/instances/web")[-1].json()["before"]["labels"] == {"a": "zzz"}
+    stale = errors.Conflict("web was changed by somebody else meanwhile", details={"stale": True})
+    server.answer("PUT", "/v1/instances/web", stale)
+    monkeypatch.setenv("EDITOR", "sed -i s/zzz/d/")
+    ran = inn("edit", "web")  # without a terminal there is nobody to look at it again
+    assert ran.status == 4 and "changed by somebody else" in ran.err
     monkeypatch.setenv("EDITOR", "sed -i s/tiny/[/")
     ran = inn("edit", "web")
     assert ran.status == 2 and ran.err.startswith("inn: web.yaml:")

@@ -38,6 +38,11 @@ class CreateBody(Model):
 
 class ApplyBody(Model):
     spec: InstanceSpec
+    before: dict[str, Any] | None = Field(
+        default=None,
+        description="The whole spec that this one was made from, as the API gave it: refused (conflict, with "
+        "`stale` in its details) where somebody has changed it since. Default: whatever it was.",
+    )
 
 
 class VerbBody(Model):

@@ -107,7 +107,9 @@ async def show_instance(ctx: Ctx, name: str) -> Response:
 )
 async def apply_instance(ctx: Ctx, name: str, body: ApplyBody, dry_run: bool = False) -> Response:
     deps = ctx.deps
-    done = await apply(deps.repo, ctx.admission, deps.clock, name, body.spec, dry_run=dry_run)
+    done = await apply(
+        deps.repo, ctx.admission, deps.clock, name, body.spec, dry_run=dry_run, before=body.before
+    )
     if done.view is not None:
         await ctx.index.reached(done.view.revision)
     return json_of(

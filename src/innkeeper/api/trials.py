@@ -36,6 +36,7 @@ log = logging.getLogger("innkeeper.api.trials")
 
 LOOK_S: Final = 5.0  # how often one that waits for readings is looked at
 RETRY_S: Final = 5.0  # after a store that failed
+CHANGE_ATTEMPTS: Final = 10
 
 
 class Trials:
@@ -117,12 +118,20 @@ class Trials:
     async def _set(self, name: str, values: Mapping[str, Any]) -> None:
         """By the verb that `inn set` uses. Raises what it raises, and Unsupported for what would wait for a
         restart, or does not go with what somebody else has changed since."""
-        try:
-            spec = with_changes((await self._repo.instance(name)).value.spec, values)
-        except ValueError as error:
-            said = ", ".join(f"{path}={value}" for path, value in values.items())
-            raise Unsupported(f"{name} cannot have {said} as it is now: {first_line(error)}") from None
-        done = await apply(self._repo, self._admission, self._clock, name, spec)
+        for attempt in range(CHANGE_ATTEMPTS):
+            now = (await self._repo.instance(name)).value.spec
+            try:
+                spec = with_changes(now, values)
+            except ValueError as error:
+                said = ", ".join(f"{path}={value}" for path, value in values.items())
+                raise Unsupported(f"{name} cannot have {said} as it is now: {first_line(error)}") from None
+            try:
+                before = now.model_dump(mode="json")
+                done = await apply(self._repo, self._admission, self._clock, name, spec, before=before)
+                break
+            except Conflict as error:  # somebody has just changed something else, which stays
+                if not error.details.get("stale") or attempt == CHANGE_ATTEMPTS - 1:
+                    raise
         if late := [path for path in done.needs_restart if path in values]:
             raise Unsupported(f"{late[0]} of {name} can change at its next start only")
 

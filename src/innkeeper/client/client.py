@@ -137,14 +137,22 @@ class Instances:
         data = self._transport.json("POST", "/v1/instances", body=body, timeout_s=verb_deadline(timeout_s))
         return Instance(self._transport, data)
 
-    def apply(self, name: str, spec: Mapping[str, Any], *, dry_run: bool = False) -> Json:
+    def apply(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        dry_run: bool = False,
+        before: Mapping[str, Any] | None = None,
+    ) -> Json:
         """Create it, or make it so: {"instance", "created", "changed", "needs_restart"}. With `dry_run`,
-        only say what that would change, or raise what it would."""
+        only say what that would change, or raise what it would. With `before`, the spec as it was read:
+        Conflict (`details["stale"]`) where somebody has changed it since."""
         answer: Json = self._transport.json(
             "PUT",
             f"/v1/instances/{segment(name)}",
             query={"dry_run": dry_run or None},
-            body={"spec": dict(spec)},
+            body={"spec": dict(spec), **({} if before is None else {"before": dict(before)})},
             timeout_s=verb_deadline(None),
         )
         return answer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
@@ -18,7 +20,7 @@ from innkeeper.api.verbs.respec import (
 from innkeeper.clock import Clock
 from innkeeper.control.admission import fitted_to_image
 from innkeeper.control.placement import facts_for, pinned_machine
-from innkeeper.errors import Unsupported
+from innkeeper.errors import Conflict, Unsupported
 from innkeeper.spec.base import check_name
 from innkeeper.spec.differences import differences
 from innkeeper.spec.host import HostRecord
@@ -42,9 +44,17 @@ class Applied:
 
 
 async def apply(
-    repo: Repo, admission: Admission, clock: Clock, name: str, spec: InstanceSpec, *, dry_run: bool = False
+    repo: Repo,
+    admission: Admission,
+    clock: Clock,
+    name: str,
+    spec: InstanceSpec,
+    *,
+    dry_run: bool = False,
+    before: Mapping[str, Any] | None = None,
 ) -> Applied:
-    """Create `name` (not started) or change its spec. Raises Unsupported for what cannot change."""
+    """Create `name` (not started) or change its spec. Raises Unsupported for what cannot change, Conflict
+    where its spec is not `before` any more (as JSON): who changed it has not seen what others did."""
     check_name(name)
     stored = await repo.find_instance(name)
     if stored is None:
@@ -62,6 +72,12 @@ async def apply(
     def applied(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord | None:
         nonlocal changed, follows
         change.refuse_removed(record)
+        if before is not None and record.spec.model_dump(mode="json") != before:
+            raise Conflict(
+                f"{name} was changed by somebody else meanwhile",
+                hint=f"look at it again: inn show {name} --yaml",
+                details={"stale": True},
+            )
         wanted = _keep_pin(fitted, record.spec, hosts)
         changed = tuple(differences(record.spec, wanted))
         _refuse_fixed(record, wanted)

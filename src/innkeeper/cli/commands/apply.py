@@ -58,9 +58,10 @@ def apply(app: App, files: tuple[str, ...]) -> None:
         print_json(answers)
 
 
-def apply_one(app: App, document: Document) -> dict[str, Any]:
-    """Apply one document and say what it did; an error names the line."""
-    answer = _apply(app, document)
+def apply_one(app: App, document: Document, *, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Apply one document and say what it did; an error names the line. With `before` refused where it is
+    not so any more."""
+    answer = _apply(app, document, before=before)
     changed = answer.get("changed") or []
     if not app.json:
         done = "created" if answer.get("created") else f"changed {', '.join(changed)}" if changed else ""
@@ -69,9 +70,11 @@ def apply_one(app: App, document: Document) -> dict[str, Any]:
     return {"name": document.name, **answer}
 
 
-def _apply(app: App, document: Document, *, dry_run: bool = False) -> dict[str, Any]:
+def _apply(
+    app: App, document: Document, *, dry_run: bool = False, before: dict[str, Any] | None = None
+) -> dict[str, Any]:
     try:
-        return app.client.instances.apply(document.name, document.spec, dry_run=dry_run)
+        return app.client.instances.apply(document.name, document.spec, dry_run=dry_run, before=before)
     except InnkeeperError as error:
         raise document.placed(error) from None
 

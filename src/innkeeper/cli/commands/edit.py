@@ -32,12 +32,12 @@ def edit(app: App, name: str) -> None:
     """Change a VM in your editor.
 
     Opens $VISUAL or $EDITOR with what inn show --yaml prints, and applies what you save, as inn apply
-    does. If there is an error in it, the editor opens again, with the error on top; leave it
-    unchanged to give up. Nothing is changed if you save nothing.
+    does. If there is an error in it, or somebody else changed the VM meanwhile, the editor opens again,
+    with that on top; leave an error unchanged to give up. Nothing is changed if you save nothing.
     """
     data = app.client.instances.get_data(name)
     first = to_yaml(data["name"], data["spec"])
-    text = first
+    text, before = first, data["spec"]
     with tempfile.TemporaryDirectory(prefix="inn-edit-") as directory:
         path = os.path.join(directory, f"{name}.yaml")
         while True:
@@ -48,8 +48,10 @@ def edit(app: App, name: str) -> None:
                     print_json({"name": name, "changed": [], "needs_restart": []})
                 return
             try:
-                answer = apply_one(app, _document(edited, name))
+                answer = apply_one(app, _document(edited, name), before=before)
             except InnkeeperError as error:
+                if error.details.get("stale"):  # who saves it again has been told
+                    before = app.client.instances.get_data(name)["spec"]
                 if edited == _without_error(text) or not os.isatty(0):
                     raise
                 text = f"{_ERROR_LINE}{error}\n{edited}"

@@ -12,9 +12,11 @@ from innkeeper.cli.command import name_argument, verb
 from innkeeper.cli.commands.apply import say_restart
 from innkeeper.cli.output import clean, print_json
 from innkeeper.cli.specargs import pairs
-from innkeeper.errors import BadRequest, InnkeeperError, SpecError
+from innkeeper.errors import BadRequest, Conflict, InnkeeperError, SpecError
 
 Json = dict[str, Any]
+
+ATTEMPTS = 10
 
 
 @verb(
@@ -47,15 +49,14 @@ def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
     tries again.
     """
     values = pairs(fields, "field")
-    data = app.client.instances.get_data(name)
     instances = app.client.instances
+    data = instances.get_data(name)
     try:
         if all(field == "restart_policy" or field.startswith("labels.") for field in values):
             answer = instances.handle(name).update(_update(data["spec"], values))
             said: Json = {}
         else:
-            answer = instances.apply(name, changed_spec(data["spec"], values))
-            said = answer
+            answer = said = _applied(app, name, data["spec"], values)
     except SpecError as error:
         raise _named(error) from None
     if app.json:
@@ -63,6 +64,19 @@ def set_(app: App, name: str, fields: tuple[str, ...]) -> None:
     else:
         print(clean(name))
         say_restart(name, said)
+
+
+def _applied(app: App, name: str, spec: Json, values: dict[str, str]) -> Json:
+    """These fields and no others, also where somebody else changes some at the same time."""
+    instances = app.client.instances
+    for _again in range(ATTEMPTS - 1):
+        try:
+            return instances.apply(name, changed_spec(spec, values), before=spec)
+        except Conflict as error:
+            if not error.details.get("stale"):
+                raise
+            spec = instances.get_data(name)["spec"]
+    return instances.apply(name, changed_spec(spec, values), before=spec)
 
 
 def _update(spec: Json, values: dict[str, str]) -> Json:
