@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Final
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
-# What the tests marked `lab` need beside the package's own dependencies.
-REQUIRED: Final = ("innkeeper", "pytest", "pytest-timeout")
+# What tests/conftest.py and the tests marked `lab` need beside the package's own dependencies.
+REQUIRED: Final = ("innkeeper", "pytest", "pytest-timeout", "hypothesis")
 _TREE: Final = ("src", "tests", "bench", "lab", "pyproject.toml")
 PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 
