@@ -39,7 +39,7 @@ from innkeeper.errors import (
     WrongState,
 )
 from innkeeper.spec.host import HostFacts, HostRecord
-from innkeeper.spec.instance import Power, State, StopMode
+from innkeeper.spec.instance import InstanceRecord, InstanceSpec, Power, State, StopMode
 from innkeeper.spec.snapshot import SnapshotLabels, SnapshotRecord, SnapshotState, check_restorable
 from innkeeper.store import keys
 from innkeeper.store.view import InstanceView
@@ -233,6 +233,30 @@ def test_save_and_restore(play: Play) -> None:
                 await asyncio.sleep(0.01)
             with pytest.raises(NotFound, match="no saved state"):
                 await restore(world.repo, Admission(world.repo), CLOCK, "web", options)
+
+    play(scenario)
+
+
+def test_what_was_set_while_it_was_saved_holds_when_it_runs_on(play: Play) -> None:
+    asked = {"disk": {"total_ops": "300/s"}, "memory": {"balloon": "never", "reporting": True}}
+
+    def set_meanwhile(record: InstanceRecord, _: object) -> InstanceRecord:
+        fields = record.spec.model_dump(mode="json")
+        fields |= {"qos": asked, "labels": {"owner": "anna"}, "restart_policy": "always"}
+        fields["memory"]["size"] = "32MiB"
+        return record.model_copy(update={"spec": InstanceSpec.model_validate(fields)})
+
+    async def scenario(world: World) -> None:
+        async with world.daemon():
+            await world.create(spec=DISK)
+            await save(world.repo, CLOCK, "web", timeout_s=10.0)
+            await world.repo.change_instance("web", set_meanwhile)
+            options = RestoreOptions(until="running", timeout_s=10.0)
+            spec = (await restore(world.repo, Admission(world.repo), CLOCK, "web", options)).record.spec
+            assert spec.qos.disk.total_ops == 300 and spec.qos.memory.balloon == "never"
+            assert (spec.labels, spec.restart_policy) == ({"owner": "anna"}, "always")
+            # what the saved machine is made of is as it was
+            assert spec.memory.size == 16 * MiB and not spec.qos.memory.reporting
 
     play(scenario)
 

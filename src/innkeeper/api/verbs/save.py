@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from innkeeper.api.admit import Admission
 from innkeeper.api.verbs import change
 from innkeeper.api.verbs.snapshot_create import SnapshotOptions, snapshot_create
@@ -45,6 +47,7 @@ async def restore(
             "of a snapshot",
             hint=f"inn snapshot restore {name} {SAVED}",
         )
+    options = replace(options, of_save=True)
     view = await snapshot_restore(repo, admission, clock, name, SAVED, options)
     found = await repo.snapshots.get(name, SAVED)
     await repo.snapshots.change(found, going)  # nobody has to wait until its files are gone

@@ -17,6 +17,7 @@ from innkeeper.spec.copying import spec_of_copy
 from innkeeper.spec.instance import (
     ForkOrigin,
     InstanceRecord,
+    InstanceSpec,
     InstanceStatus,
     Power,
     Revert,
@@ -34,9 +35,10 @@ RUNS = (State.RUNNING, State.PAUSED, State.HUNG)
 
 @dataclass(frozen=True, slots=True)
 class RestoreOptions:
-    """`new_name` empty: in place."""
+    """`new_name` empty: in place. `of_save`: it was put away, not taken back to what it was once."""
 
     new_name: str = ""
+    of_save: bool = False
     ssh_keys: bool = False
     until: Literal["running", "ready"] = "ready"
     timeout_s: float | None = None
@@ -61,7 +63,8 @@ async def snapshot_restore(
     if options.new_name:
         view = await _into_new(repo, admission, clock, found, options)
     else:
-        view = await _in_place(repo, admission, view, found)
+        spec = _run_on(found.spec, view.record.spec) if options.of_save else found.spec
+        view = await _in_place(repo, admission, view, found, spec)
     revert = view.record.wanted.revert
     view = await change.settled(repo, view, deadline)
     if revert is not None and view.status.reverted != revert.token:
@@ -69,6 +72,14 @@ async def snapshot_restore(
     if view.record.wanted.power is Power.ON and options.until == "ready":
         view = await wait(repo, view.name, "ready", timeout_s=deadline)
     return view
+
+
+def _run_on(saved: InstanceSpec, now: InstanceSpec) -> InstanceSpec:
+    """The spec it was saved with, and what was asked of its host meanwhile: of that its guest sees nothing.
+    Reporting of free pages is a device's feature, which is as it was."""
+    memory = now.qos.memory.model_copy(update={"reporting": saved.qos.memory.reporting})
+    qos = now.qos.model_copy(update={"memory": memory})
+    return saved.model_copy(update={"qos": qos, "labels": now.labels, "restart_policy": now.restart_policy})
 
 
 async def _check_host(repo: Repo, snapshot: SnapshotRecord) -> None:
@@ -85,7 +96,7 @@ async def _check_host(repo: Repo, snapshot: SnapshotRecord) -> None:
 
 
 async def _in_place(
-    repo: Repo, admission: Admission, view: InstanceView, snapshot: SnapshotRecord
+    repo: Repo, admission: Admission, view: InstanceView, snapshot: SnapshotRecord, spec: InstanceSpec
 ) -> InstanceView:
     def reverted(record: InstanceRecord, status: InstanceStatus) -> InstanceRecord:
         change.refuse_removed(record)
@@ -107,12 +118,12 @@ async def _in_place(
         epoch = record.wanted.epoch if runs or not order.start else record.wanted.epoch + 1
         power = Power.ON if order.start else Power.OFF
         changed = change.raised(record, revert=order, power=power, epoch=epoch, stop=StopMode.GUEST)
-        return changed.model_copy(update={"spec": snapshot.spec})
+        return changed.model_copy(update={"spec": spec})
 
     name = view.record.name
     if is_active(view.record, view.status) or snapshot.kind != "memory":
         return await repo.change_instance(name, reverted)
-    async with admission.turn(snapshot.spec, but=name, host=view.record.host) as placement:
+    async with admission.turn(spec, but=name, host=view.record.host) as placement:
         return await repo.change_instance(name, change.placed(reverted, placement.nodes))
 
 
