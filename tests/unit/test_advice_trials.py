@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from advice_play import NOW
 from advice_play import trial as made_trial
-from api_harness import HOST, TINY, UID, FakeLive, record
+from api_harness import HOST, TINY, UID, FakeLive, record, serve
 
 from fakes.settler import Settler
 from helpers import FakeClock, run
@@ -32,6 +32,7 @@ from innkeeper.store.faulty import FaultyStore
 from innkeeper.store.kv import Put
 from innkeeper.store.memory import MemoryStore
 from innkeeper.store.repo import Repo
+from innkeeper.telemetry import lasting
 from innkeeper.units import GiB, MiB
 
 WINDOW = Options(120.0, 60.0)
@@ -587,3 +588,28 @@ def test_judging_waits_for_its_time() -> None:
     for data_s, verdict in ((50.0, Verdict.KEEP), (25.0, Verdict.KEEP), (24.0, Verdict.WAIT)):
         assert judge(trial, Look(**due, data_s=data_s))[0] is verdict
     assert judge(trial, Look(**{**due, "epoch": 2}, data_s=60.0))[0] is Verdict.UNJUDGED
+
+
+def test_trials_go_on_after_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API keeps them up: nobody else would notice that they have ended."""
+
+    async def scenario() -> None:
+        begun = 0
+
+        async def run_trials(self: Trials) -> None:
+            nonlocal begun
+            begun += 1
+            if begun == 1:
+                raise KeyError("a bug")
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Trials, "run", run_trials)
+        monkeypatch.setattr(lasting, "FIRST_PAUSE_S", 0.0)
+        async with serve(tmp_path):
+            for _ in range(1000):
+                if begun == 2:
+                    break
+                await asyncio.sleep(0.01)
+        assert begun == 2
+
+    run(scenario())

@@ -38,6 +38,7 @@ from innkeeper.api.trials import Trials
 from innkeeper.api.validation import as_bad_request
 from innkeeper.api.verbs.advise import Sources
 from innkeeper.errors import BadRequest, InnkeeperError, NotFound
+from innkeeper.telemetry.lasting import lasting
 
 DESCRIPTION: Final = """\
 Virtual machines on QEMU/KVM. JSON over a unix socket; every error has the form
@@ -100,7 +101,14 @@ async def serving(app: ASGIApp) -> AsyncIterator[None]:
     """Follow the store, and trials of advice, while the application serves."""
     assert isinstance(app, FastAPI)
     context: Context = app.state.context
-    following = [asyncio.ensure_future(work) for work in (context.index.run(), context.trials.run())]
+    clock = context.deps.clock
+    following = [
+        asyncio.ensure_future(lasting(name, run, clock))
+        for name, run in {
+            "following the store": context.index.run,
+            "trials of advice": context.trials.run,
+        }.items()
+    ]
     try:
         yield
     finally:

@@ -46,6 +46,7 @@ from innkeeper.images.imagedir import sweep_staging
 from innkeeper.paths import Paths, default_paths
 from innkeeper.store.repo import Repo
 from innkeeper.store.sqlite import SqliteStore
+from innkeeper.telemetry.lasting import lasting
 from innkeeper.telemetry.log import setup
 from innkeeper.version import version
 
@@ -130,18 +131,18 @@ async def _serve(paths: Paths, options: Options) -> None:
             hugepages=pools,
             settings=settings,
         )
-        for work in (
-            reconciler.run(),
-            snapshots.run(),
-            pool.run(),
-            sampler.run(),
-            QosKeeper(ctx).run(),
-            settings.run(),
-            Balloons(ctx, lambda: host.settings.vms_memory).run(),
-            keep_record(host, repo, clock, lease, ctx.freed),
-            _compact(store),
-        ):
-            stack.push_async_callback(_cancel, asyncio.create_task(work))
+        for name, work in {
+            "the reconciler": reconciler.run,
+            "following the snapshots": snapshots.run,
+            "the pool of copies": pool.run,
+            "reading counters": sampler.run,
+            "keeping control groups": QosKeeper(ctx).run,
+            "merging of pages": settings.run,
+            "looking after balloons": Balloons(ctx, lambda: host.settings.vms_memory).run,
+            "the host's record": lambda: keep_record(host, repo, clock, lease, ctx.freed),
+            "compacting the store": lambda: _compact(store),
+        }.items():
+            stack.push_async_callback(_cancel, asyncio.create_task(lasting(name, work, clock)))
         sockets = await stack.enter_async_context(_listening(paths, options.tcp))
         await _run_server(deps, sockets)
 
