@@ -35,6 +35,7 @@ TINY = LaunchPlan(
     console_log=STATE / "console.log",
     qemu_log=STATE / "qemu.log",
     balloon=True,
+    translated_bytes=64 << 20,
 )
 ROOT = DiskPlan(
     "root", (Layer(STATE / "root.qcow2", "qcow2"), Layer(IMAGE / "disk.qcow2", "qcow2")), boot_index=0

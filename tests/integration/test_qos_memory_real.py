@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ import pytest
 from innkeeper.drivers.cgroup import Cgroups, Group
 from innkeeper.errors import SpecError
 from innkeeper.units import MiB
+from vms import codemaker, monitor
 from vms.daemon import Daemon
+from vms.forks import Guest
 from vms.waiting import eventually
 
 pytestmark = [
@@ -78,3 +83,75 @@ def test_an_end_at_the_limit_is_told(fresh: FreshDaemon) -> None:
     daemon.inn("set", "greedy", "qos.memory.limit=").ok()
     daemon.inn("start", "greedy").ok()
     daemon.inn("wait", "greedy").ok()
+
+
+def limit_of(daemon: Daemon, name: str) -> int:
+    group = group_of(daemon, name)
+    return int(group.read("memory", LIMIT[group.version("memory") or 0]) or 0)
+
+
+def used_by(daemon: Daemon, name: str) -> int:
+    return group_of(daemon, name).memory_bytes() or 0
+
+
+def ram_file(daemon: Daemon, name: str) -> os.stat_result | None:
+    """None while it is handed over."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{daemon.status(name)['pid']}/fd").iterdir():
+            if "innkeeper-ram" in os.readlink(entry):
+                return entry.stat()
+    return None
+
+
+def ram(daemon: Daemon, name: str) -> int:
+    found = ram_file(daemon, name)
+    return found.st_ino if found else 0
+
+
+def backed(daemon: Daemon, name: str) -> int:
+    found = ram_file(daemon, name)
+    return found.st_blocks * 512 if found else 0
+
+
+def thrown_away(daemon: Daemon, name: str) -> int:
+    """How often QEMU has begun anew with its translated code; asked while no daemon has it."""
+    uid = daemon.show(name)["uid"]
+    daemon.kill()
+    with monitor.connected(daemon.paths.runtime(uid).qmp) as hand:
+        told = str(hand.execute("human-monitor-command", **{"command-line": "info jit"}))
+    daemon.start()
+    size = re.search(r"gen code size +\d+/(\d+)", told)
+    assert size and 62 * MiB < int(size[1]) <= 64 * MiB, told
+    count = re.search(r"TB flush count +(\d+)", told)
+    assert count, told
+    return int(count[1])
+
+
+def test_a_guest_that_runs_much_code_stays_below_its_limit_and_so_do_copies(fresh: FreshDaemon) -> None:
+    """Of these blocks QEMU makes 230 MiB of code, for which there are 64: it throws away what it has made."""
+    limit, blocks = 264 * MiB, 400_000
+    daemon = fresh(images=True)
+    spec = VM | {"memory": {"size": "256MiB"}, "qos": {"memory": {"swap": "never"}}}
+    daemon.client.instances.create(spec, name="web", start=True, wait="ready")
+    guest = Guest(daemon, "web")
+    guest.sh("mount -t tmpfs -o size=300m t /mnt && head -c 60000000 /dev/zero >/mnt/all; rm /mnt/all")
+    assert daemon.inn("set", "web", "qos.memory.limit=264MiB").ok()
+    eventually(lambda: limit_of(daemon, "web") == limit, "it is in force", 60.0, every_s=0.3)
+    guest.sh(codemaker.script(blocks))
+    assert used_by(daemon, "web") <= limit
+    assert thrown_away(daemon, "web") >= 2
+
+    # What copies share lies in the parent's account, and is let out of its limit.
+    boot = guest.boot_id()
+    guest.instance.fork(name="copy")
+    copy = Guest(daemon, "copy")
+    for one in (copy, guest):
+        one.sh(codemaker.script(blocks))
+    eventually(lambda: limit_of(daemon, "copy") == limit, "the copy's is in force", 10.0)
+    assert used_by(daemon, "copy") < limit
+    eventually(lambda: 0 != ram(daemon, "web") != ram(daemon, "copy"), "the parent has RAM of its own", 60.0)
+    eventually(
+        lambda: limit_of(daemon, "web") == limit + backed(daemon, "copy"), "the parent's is in force", 60.0
+    )
+    guest.sh(codemaker.script(blocks))
+    assert guest.boot_id() == boot == copy.boot_id(), "nobody was ended, and started anew"

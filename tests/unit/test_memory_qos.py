@@ -34,6 +34,8 @@ from innkeeper.agent.qos.memory import (
     why_killed,
 )
 from innkeeper.agent.tune.balloon import View
+from innkeeper.api.verbs.fork import ForkOptions, fork
+from innkeeper.clock import SystemClock
 from innkeeper.control import memoryadmission
 from innkeeper.control.overcommit import check_reservation
 from innkeeper.drivers import cgrouptree
@@ -47,7 +49,7 @@ from innkeeper.drivers.cgroupvalues import (
     Swappiness,
     writes,
 )
-from innkeeper.engine.base import Machine
+from innkeeper.engine.base import LaunchPlan, Machine
 from innkeeper.errors import SpecError, Unsupported
 from innkeeper.guest.agent import GuestAgent
 from innkeeper.spec.host import QosSupport
@@ -155,6 +157,26 @@ def test_what_copies_share_is_let_out_of_the_limit_of_the_parent() -> None:
     Ram.reclaimable = True
     assert frozen_bytes(parent, there) == 0
 
+    # It has RAM of its own again, and the copies still have that of the moment, once for all of them.
+    class View:
+        ram_private = True
+
+        def ram_backing(self) -> dict[tuple[int, int], int]:
+            return {(0, 9): 100 * MiB}
+
+    viewer = Running(cast(Machine, View()), "c", cast(GuestAgent, None))
+    assert frozen_bytes(parent, there, [viewer, viewer]) == 100 * MiB
+    Ram.reclaimable = False
+    assert frozen_bytes(parent, there, [viewer]) == 356 * MiB
+    View.ram_private = False  # moved out into RAM of its own
+    assert frozen_bytes(parent, there, [viewer]) == 256 * MiB
+
+
+def test_no_limit_is_in_force_while_two_processes_have_the_memory() -> None:
+    now = Now(1, 500 * MiB, False, in_force=256 * MiB, moving=True)
+    assert limit_now(256 * MiB, now) is None
+    assert "handed over" in over_limit(spec(limit="256MiB"), now)
+
 
 def test_a_balloon_has_a_while_to_reach_the_limit() -> None:
     asked = spec(limit="200MiB")
@@ -166,6 +188,7 @@ def test_a_balloon_has_a_while_to_reach_the_limit() -> None:
         (seen, True),
         (replace(seen, left=137 * MiB), True),
         (replace(seen, left=136 * MiB), False),
+        (replace(seen, left=136 * MiB, hollow=True), True),  # moved a moment ago
         (replace(seen, standing="barred"), False),
         (replace(seen, standing="silent"), True),
         (replace(seen, standing="silent", overdue=True), False),
@@ -173,7 +196,8 @@ def test_a_balloon_has_a_while_to_reach_the_limit() -> None:
     ):
         there.balloon = view
         assert waits(asked, there, 110.0) is expected, view
-    there.machine = cast(Machine, SimpleNamespace(accelerator="tcg"))  # what it translated counts, too
+    # What it translated counts, too.
+    there.plan = cast(LaunchPlan, SimpleNamespace(balloon=True, translated_bytes=64 * MiB))
     there.balloon = replace(seen, left=136 * MiB)
     assert waits(asked, there, 110.0)
     there.balloon = replace(seen, left=72 * MiB)
@@ -346,6 +370,45 @@ def test_written_and_taken_back(tmp_path: Path, version: int) -> None:
             else:
                 assert file(host, "memory.limit_in_bytes") == "-1"
                 assert file(host, "memory.swappiness") == "60"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_limited_vm_is_forked_without_its_limit_in_the_way(tmp_path: Path, version: int) -> None:
+    async def scenario() -> None:
+        host = FakeHost(tmp_path / "host", v2=V2) if version == 2 else FakeHost(tmp_path / "host", v1=V1)
+        world = World(tmp_path)
+        world.cgroups = host.detect()
+        seen: dict[str, str] = {}
+
+        def limit(name: str = "web") -> str:
+            group = world.cgroups.get(world.ctx.records[name].uid)
+            assert group is not None
+            file = "memory.max" if version == 2 else "memory.limit_in_bytes"
+            return (group.places["memory"].path / file).read_text()
+
+        def note(name: str) -> None:
+            if name.endswith(".waiting"):
+                seen[name] = limit()
+
+        async with world.daemon() as ctx:
+            ctx.checkpoint = note
+            asked = {"memory": {"size": "256MiB"}, "qos": {"memory": {"limit": "384MiB"}}}
+            await world.create(spec=asked)
+            enforce(ctx)
+            assert limit() == str(384 * MiB)
+            await fork(world.repo, SystemClock(), "web", ForkOptions(until="running", timeout_s=10.0))
+            while world.machine().ram_private or not ctx.running[world.machine().plan.uid].at_rest.is_set():
+                await asyncio.sleep(0.001)
+            free = "max" if version == 2 else "-1"
+            assert seen == {"fork.waiting": free, "promote.waiting": free}
+            enforce(ctx)
+            assert limit("web-1") == str(384 * MiB)
+            assert limit() == str((384 + 256) * MiB), "what the copy shares is in its account"
+            await world.remove("web-1")
+            enforce(ctx)
+            assert limit() == str(384 * MiB)
 
     run(scenario())
 

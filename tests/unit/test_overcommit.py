@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from fakes.api_server import ApiServer
 from fakes.world import World
 from innkeeper.api.prometheus import exposition
+from innkeeper.api.verbs.fork import ForkOptions, fork
+from innkeeper.clock import SystemClock
 from innkeeper.control import overcommit
 from innkeeper.control.forking import COPY_OVERHEAD_BYTES
 from innkeeper.control.overcommit import account, against, of_fork, of_spec, owed_by
@@ -34,7 +36,14 @@ from innkeeper.spec.instance import (
 )
 from innkeeper.spec.memory import MemoryNow
 from innkeeper.spec.metrics import HostMetrics, MemoryMetrics, Metrics
-from innkeeper.spec.overcommit import HostSettings, KsmReport, kept_bytes, needed_now
+from innkeeper.spec.overcommit import (
+    HostSettings,
+    KsmReport,
+    beside_ram_bytes,
+    kept_bytes,
+    needed_now,
+    translated_bytes,
+)
 from innkeeper.store.view import InstanceView
 from innkeeper.units import GiB, MiB
 
@@ -408,3 +417,40 @@ def test_what_a_vm_could_still_grow_by(tmp_path: Path) -> None:
     text = exposition(Metrics(host=host_metrics, instances=()), None, report)
     assert 'innkeeper_host_ksm_saved_bytes{host="h1"} 4096' in text and "profit" not in text
     assert 'innkeeper_host_ksm_cpus_used{host="h1"} 0.01' in text
+
+
+# -- translated code -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("memory", "most"),
+    [
+        (16 * MiB, 64 * MiB),
+        (512 * MiB, 64 * MiB),
+        (600 * MiB, 75 * MiB),
+        (1 * GiB, 128 * MiB),
+        (64 * GiB, 128 * MiB),
+    ],
+)
+def test_what_qemu_keeps_of_translated_code_is_bounded(memory: int, most: int) -> None:
+    assert translated_bytes("tcg", memory) == most
+    assert translated_bytes("kvm", memory) == 0
+    assert beside_ram_bytes(most) == 64 * MiB + most and beside_ram_bytes(0) == 64 * MiB
+
+
+def test_every_start_and_copy_is_bounded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        world = World(tmp_path)
+        async with world.daemon() as ctx:
+            await world.create(spec={"memory": {"size": "1GiB"}, "machine": {"accelerator": "tcg"}})
+            uid = world.machine().plan.uid
+            assert world.machine().plan.translated_bytes == 128 * MiB
+            # As one that an older daemon started: who goes on for it and its copies are bounded.
+            running = ctx.running[uid]
+            assert running.plan is not None
+            running.plan = dataclasses.replace(running.plan, translated_bytes=0)
+            await fork(world.repo, SystemClock(), "web", ForkOptions(until="running", timeout_s=10.0))
+            for name in ("web", "web-1"):
+                assert world.machine(name).plan.translated_bytes == 128 * MiB
+
+    asyncio.run(scenario())

@@ -16,6 +16,7 @@ from innkeeper.spec.cpu import has_hotplug
 from innkeeper.spec.cpumodel import cpu_argument
 from innkeeper.spec.host import HostNode
 from innkeeper.spec.instance import Disk, InstanceRecord, InstanceSpec, Network, Power
+from innkeeper.spec.overcommit import translated_bytes
 
 SEED_DISK = "seed"
 
@@ -82,6 +83,7 @@ def build_launch_plan(
         firmware=firmware,
         iommu=spec.machine.iommu,
         balloon=True,
+        translated_bytes=translated_bytes(accelerator, spec.memory.size),
         reporting=spec.qos.memory.reporting,
         vga=spec.display.vga,
         vnc=spec.display.vnc,

@@ -90,6 +90,7 @@ class LaunchPlan:
     cpus_max: int = 0  # with those that may be plugged in; 0: none may
     topology: tuple[int, int, int] | None = None  # sockets, cores, threads; their product is cpus_max
     iommu: Literal["none", "intel"] = "none"
+    translated_bytes: int = 0  # what QEMU may keep of what it translated (TCG); 0: as it sees fit
     reporting: bool = False  # its guest gives back what it frees, unasked
     balloon: bool = False  # not of those whose hardware was put together before there was one
     vga: Literal["none", "std", "virtio"] = "std"

@@ -22,6 +22,7 @@ from innkeeper.engine.qemu.argv import mac_address
 from innkeeper.errors import Failed
 from innkeeper.guest.cloudinit import seed_iso
 from innkeeper.spec.instance import ForkOrigin, InstanceRecord, Network, State, private_bytes
+from innkeeper.spec.overcommit import translated_bytes
 
 # This many copies start their QEMU beside the parent's stand-in, before the moment: one per core, less the
 # stand-in's. More would make the parent stand still for longer.
@@ -161,6 +162,7 @@ def plan_of_copy(ctx: Context, record: InstanceRecord, parent: LaunchPlan) -> La
         nics=nics,
         firmware=firmware,
         inherited_macs=(*(parent.inherited_macs or ()), *(nic.mac for nic in parent.nics)),
+        translated_bytes=translated_bytes(parent.accelerator, parent.memory_bytes),
         vnc="socket" if parent.vnc else "",
         paused=False,
         console_log=files.console_log,

@@ -23,6 +23,7 @@ from innkeeper.agent.moments import Taken
 from innkeeper.agent.ops import balloon
 from innkeeper.agent.ops.disklimits import limit_new
 from innkeeper.agent.ops.pinning import pin
+from innkeeper.agent.qos.enforce import enforce
 from innkeeper.agent.quiesce import FileSystems
 from innkeeper.drivers.storage.files import failure_of
 from innkeeper.drivers.storage.qcow2 import virtual_size, write_empty
@@ -31,6 +32,7 @@ from innkeeper.errors import EngineError, Failed, InnkeeperError
 from innkeeper.paths import InstanceFiles
 from innkeeper.spec.finding import refuse
 from innkeeper.spec.instance import InstanceRecord, State
+from innkeeper.spec.overcommit import translated_bytes
 
 # A stand-in takes some 20 ms; one that takes longer than this is given up, and the VM goes on itself.
 PAUSE_DEADLINE_S = 5.0
@@ -140,10 +142,15 @@ async def forkable_plan(ctx: Context, record: InstanceRecord, running: Running) 
     refuse(forkable.of_state(record, was))
     devices.keep_plan(ctx, running, await devices.as_it_is(running.machine, running.plan))
     await balloon.hold(running)
-    plan = replace(running.plan, kernel=None, incoming=True, paused=was is RunState.PAUSED)
+    plan = _successor(running.plan, paused=was is RunState.PAUSED)
     if running.machine.ram_private:
         plan = await _promote(ctx, record, running, plan)
     return plan
+
+
+def _successor(plan: LaunchPlan, *, paused: bool) -> LaunchPlan:
+    translated = translated_bytes(plan.accelerator, plan.memory_bytes)
+    return replace(plan, kernel=None, incoming=True, paused=paused, translated_bytes=translated)
 
 
 def promotable(ctx: Context, record: InstanceRecord, running: Running) -> bool:
@@ -164,7 +171,7 @@ async def promote(ctx: Context, record: InstanceRecord) -> None:
     running.forked = False  # tried once; the next fork does it again where this fails
     if running.plan is not None:
         there_is = await devices.as_it_is(running.machine, running.plan)
-        plan = replace(there_is, kernel=None, incoming=True, paused=False)
+        plan = _successor(there_is, paused=False)
         await _promote(ctx, record, running, plan)
         await ctx.publish(record, pid=running.machine.pid)
 
@@ -196,7 +203,9 @@ async def stand_in(
     it was `paused`."""
     files = ctx.paths.next_runtime(record.uid)
     running.at_rest.clear()
-    undo.push_async_callback(_stay, running, paused)
+    undo.push_async_callback(_stay, ctx, running, paused)
+    if record.spec.qos.memory.limit is not None:
+        enforce(ctx, record.uid, parts=("memory",))  # both are in its group, and a limit is for one
     new = await ctx.engine.stand_in(running.machine, plan, files, ctx.owner(record.uid))
     undo.callback(shutil.rmtree, files.directory, ignore_errors=True)
     undo.push_async_callback(new.detach)
@@ -206,11 +215,12 @@ async def stand_in(
     return new
 
 
-async def _stay(running: Running, paused: bool) -> None:
+async def _stay(ctx: Context, running: Running, paused: bool) -> None:
     """Why it stays is told by whoever gives up; a process that is gone has nothing to add."""
     with contextlib.suppress(EngineError):
         await running.machine.thaw(paused=paused)
     running.at_rest.set()
+    ctx.qos_changed.set()
 
 
 def point_of_no_return(running: Running, undo: AsyncExitStack) -> None:
@@ -264,12 +274,15 @@ async def _replaced(
     ctx.paths.next_runtime(record.uid).directory.rename(directory)
     machine.renamed(ctx.paths.runtime(record.uid))
     running.plan = plan
+    # Its balloon begins anew, and so does the time it has to reach a limit.
+    running.balloon = running.limit_waits = None
     with contextlib.suppress(InnkeeperError):  # it runs on where it may
         await pin(record, machine)
     running.agent.channel.drop()
     ctx.checkpoint("fork.renamed")
     await ctx.on_replaced(record, running, machine)
     running.at_rest.set()
+    ctx.qos_changed.set()
 
 
 def new_layers(

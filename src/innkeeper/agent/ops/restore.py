@@ -25,6 +25,7 @@ from innkeeper.drivers.storage.qcow2 import virtual_size, write_empty
 from innkeeper.engine.base import LaunchPlan, Layer
 from innkeeper.errors import Failed
 from innkeeper.spec.instance import ForkOrigin, InstanceRecord, Revert, State
+from innkeeper.spec.overcommit import translated_bytes
 from innkeeper.spec.snapshot import SnapshotRecord, SnapshotState
 
 Chains = dict[str, tuple[Layer, ...]]
@@ -146,6 +147,7 @@ def _plan(ctx: Context, record: InstanceRecord, frozen: LaunchPlan) -> LaunchPla
         epoch=record.wanted.epoch,
         disks=tuple(replace(disk, chain=disks[disk.name]) for disk in frozen.disks),
         firmware=replace(frozen.firmware, variables=files.uefi_vars) if frozen.firmware else None,
+        translated_bytes=translated_bytes(frozen.accelerator, frozen.memory_bytes),
         paused=False,
         ram_private=False,
         console_log=files.console_log,

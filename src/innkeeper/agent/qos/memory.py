@@ -15,6 +15,7 @@ Documentation/admin-guide/cgroup-v1/memory.rst (soft limit, memsw, swappiness, o
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,8 @@ HIGH_LEAST_BYTES: Final = 8 * MiB
 class Now:
     """Of the group at this moment. `swap`: whether the host has any that it may use. `swappiness`: the
     host's own. `in_force`: the limit that it has. `patient`: its balloon is on the way to the limit.
-    `frozen`: RAM of a moment that others share, and that lies in its account."""
+    `moving`: it is handed over from one process to another. `frozen`: RAM of a moment that others share, and
+    that lies in its account."""
 
     version: Version
     used_bytes: int | None
@@ -68,6 +70,7 @@ class Now:
     swappiness: int = SWAPPINESS_DEFAULT
     in_force: int | None = None
     patient: bool = False
+    moving: bool = False
     frozen: int = 0
 
 
@@ -146,8 +149,9 @@ def settings(spec: InstanceSpec, low: int, now: Now) -> tuple[Setting, ...]:
 def limit_now(limit: int | None, now: Now) -> int | None:
     """The limit, or on the way to it: as far as its memory can be swapped out meanwhile, and never below
     what it has, where the kernel would end it. Without swap only the balloon can make it smaller, and has
-    some time for that; then it may not grow any more, and each step down is kept."""
-    if now.patient:
+    some time for that; then it may not grow any more, and each step down is kept. While it is handed over two
+    processes have its memory, and the kernel would end one of them."""
+    if now.patient or now.moving:
         return None
     if limit is None or now.used_bytes is None or now.used_bytes <= limit:
         return limit
@@ -165,6 +169,8 @@ def over_limit(spec: InstanceSpec, now: Now) -> str:
     limit = spec.qos.memory.limit
     if limit is None or now.used_bytes is None:
         return ""
+    if now.moving:
+        return "it is being handed over to another process, which has its memory beside it for a moment"
     if now.patient:
         return f"its balloon is still to bring it below its limit of {human_size(limit)}"
     if now.used_bytes <= limit + now.frozen:
@@ -186,26 +192,48 @@ def _now(ctx: Context, bare: Now, record: InstanceRecord) -> Now:
         return bare
     held = qos.swap in ("never", 0) or (bare.version == 1 and qos.reservation > 0)
     swap = bare.swap and not held
+    copies = () if running is None else _copies(ctx, record)
     return replace(
         bare,
         used_bytes=group.memory_bytes(),
         swap=swap,
         in_force=_in_force(group),
         patient=not swap and waits(record.spec, running, ctx.clock.monotonic()),
-        frozen=0 if running is None else frozen_bytes(record, running),
+        moving=running is not None and not running.at_rest.is_set(),
+        frozen=0 if running is None else frozen_bytes(record, running, copies),
     )
 
 
-def frozen_bytes(record: InstanceRecord, running: Running) -> int:
+def _copies(ctx: Context, record: InstanceRecord) -> list[Running]:
+    """Those that run and were made of it since it runs. What was its RAM before is in another's account."""
+    since = ctx.statuses.get(record.uid, InstanceStatus()).started_at
+    return [
+        ctx.running[one.uid]
+        for one in ctx.records.values()
+        if one.fork is not None
+        and one.fork.parent_uid == record.uid
+        and one.fork.live
+        and one.created_at >= since
+        and one.uid in ctx.running
+    ]
+
+
+def frozen_bytes(record: InstanceRecord, running: Running, copies: Sequence[Running] = ()) -> int:
     """RAM of a parent or template that copies share since a moment: charged to it, and no longer what it has
-    to itself. A copy's own account has none of it. In huge pages it is in nobody's."""
-    copied = record.fork is not None and record.fork.live and record.wanted.epoch <= 1
-    if copied or record.spec.memory.hugepages:
+    to itself; also once it has got RAM of its own, as long as a copy uses that of the moment. A copy's own
+    account has none of it. In huge pages it is in nobody's."""
+    if record.spec.memory.hugepages:
         return 0
-    try:
-        return 0 if running.machine.reclaimable else sum(running.machine.ram_backing().values())
-    except (EngineError, OSError):
-        return 0  # it has just ended
+    copied = record.fork is not None and record.fork.live and record.wanted.epoch <= 1
+    found: dict[tuple[int, int], int] = {}
+    with contextlib.suppress(EngineError, OSError):  # it has just ended
+        if not copied and not running.machine.reclaimable:
+            found |= running.machine.ram_backing()
+    for copy in copies:
+        with contextlib.suppress(EngineError, OSError):
+            if copy.machine.ram_private:
+                found |= copy.machine.ram_backing()
+    return sum(found.values())
 
 
 def _in_force(group: Group) -> int | None:
@@ -231,7 +259,10 @@ def waits(spec: InstanceSpec, running: Running | None, now: float) -> bool:
     view = running.balloon
     if view is None or (view.standing == "silent" and not view.overdue):
         return True
-    return view.standing == "follows" and view.left > limit - beside_ram_bytes(running.machine.accelerator)
+    translated = running.plan.translated_bytes if running.plan is not None else 0
+    # One that has just been moved has all of its RAM again, until its balloon is filled anew.
+    above = view.left > limit - beside_ram_bytes(translated) or view.hollow
+    return view.standing == "follows" and above
 
 
 def swappiness(root: Path = sysfs.HOST_ROOT) -> int:

@@ -54,6 +54,7 @@ class View:
     major_faults: float | None = None  # a second
     needs: bool = False
     overdue: bool = False  # its guest should have told something long ago
+    hollow: bool = False  # what its balloon took is the VM's all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +281,12 @@ def _renews(case: _Case) -> bool:
     if memo.renewing:
         memo.renewing = vm.left < vm.given
     elif case.standing == "follows" and not memo.renewed and vm.left < vm.given and memo.target == vm.left:
-        hollow = vm.backed > vm.left + max(16 * MiB, vm.given // 50)
-        memo.renewing = memo.renewed = hollow
+        memo.renewing = memo.renewed = _hollow(vm)
     return memo.renewing
+
+
+def _hollow(vm: Vm) -> bool:
+    return vm.backed > vm.left + max(16 * MiB, vm.given // 50)
 
 
 def _view(case: _Case) -> View:
@@ -302,4 +306,5 @@ def _view(case: _Case) -> View:
         major_faults=memo.faults if known else None,
         needs=case.needs,
         overdue=case.overdue,
+        hollow=_hollow(vm),
     )

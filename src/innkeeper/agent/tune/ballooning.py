@@ -142,8 +142,7 @@ class Balloons:
         views = [one.balloon for one in there.values() if one.balloon is not None]
         short = any(one.left < self._rules.goal * one.capacity for one in host.accounts)
         limited = any(
-            (limit := _limit(record, there[record.uid].machine)) is not None
-            and limit < record.spec.memory.size
+            (limit := _limit(record, there[record.uid].plan)) is not None and limit < record.spec.memory.size
             for record in self._ctx.records.values()
             if record.uid in there
         )
@@ -194,7 +193,7 @@ class Balloons:
             guest=known.balloon.guest,
             shares=float(share_number(qos.shares)),
             reservation=qos.reservation,
-            limit=_limit(record, known.machine),
+            limit=_limit(record, running.plan),
             wanted=qos.balloon == "auto",
             barred=_barred(running.plan, known.machine),
             backed=known.backed,
@@ -256,10 +255,11 @@ def _unheard(view: View | None) -> bool:
     return view is None or (view.standing == "silent" and not view.overdue)
 
 
-def _limit(record: InstanceRecord, machine: Machine) -> int | None:
+def _limit(record: InstanceRecord, plan: LaunchPlan | None) -> int | None:
     """Of its RAM alone: QEMU's own part is within the limit, too."""
     limit = record.spec.qos.memory.limit
-    return None if limit is None else max(0, limit - beside_ram_bytes(machine.accelerator))
+    translated = plan.translated_bytes if plan is not None else 0
+    return None if limit is None else max(0, limit - beside_ram_bytes(translated))
 
 
 def _barred(plan: LaunchPlan, machine: Machine) -> str:

@@ -17,11 +17,11 @@ from innkeeper.engine.base import DiskPlan, LaunchPlan, NicPlan
 from innkeeper.engine.memory import RamPlan
 from innkeeper.engine.qemu.memory_argv import dimm_devices, machine_option, memory_options, numa_members
 from innkeeper.paths import RuntimeFiles
+from innkeeper.units import MiB
 
 AGENT_PORT: Final = "org.qemu.guest_agent.0"
 # QEMU drops these system calls; `obsolete` etc. as in its own recommendation (qemu -sandbox help).
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-COPY_TB_SIZE_MIB: Final = 128
 BALLOON: Final = "balloon0"
 
 # Requests of virtio disks are served by a thread of their own, beside QEMU's main loop and the vCPUs:
@@ -163,11 +163,8 @@ def _machine(plan: LaunchPlan, wiring: Wiring) -> list[str]:
         argv += _blockdev(driver="raw", node_name="fw-vars", file="fw-vars-file")
         options += ["pflash0=fw-code", "pflash1=fw-vars"]
     accel: str = plan.accelerator
-    if plan.incoming and accel == "tcg":
-        # Translated code: QEMU reserves 1 GiB by itself. Too small a cache makes a guest translate the
-        # same code again and again: with 16 MiB a forked Debian took 4 times the CPU for a command, with
-        # 128 no more than one that was booted; the start takes as long with each (27 ms).
-        accel += f",tb-size={COPY_TB_SIZE_MIB}"
+    if accel == "tcg" and plan.translated_bytes:
+        accel += f",tb-size={plan.translated_bytes // MiB}"
     return [
         *argv,
         *("-machine", ",".join(options)),
