@@ -38,7 +38,9 @@ class Kernel:
         self.entitled = dict(zip(claims, entitlements(list(claims.values()), cores), strict=True))
 
     def divide(self, owed: Mapping[str, float], wishes: Mapping[str, float]) -> dict[str, Use]:
-        weights = weights_of(self.entitled, {uid: factor(seconds) for uid, seconds in owed.items()})
+        weights = weights_of(
+            self.entitled, {uid: factor(seconds, INTERVAL_S) for uid, seconds in owed.items()}
+        )
         claims = [
             Claim(weights[uid] * self._errors[uid], 0.0, min(self._claims[uid].limit, wishes.get(uid, 64.0)))
             for uid in self._claims
@@ -103,7 +105,12 @@ def test_owed_is_bounded_and_so_is_its_effect() -> None:
     claims = {"a": Claim(1000, 0.0, 2.0), "b": Claim(1000, 0.0, 2.0)}
     owed = step({}, {"a": Use(0.0, 2.0), "b": Use(1.75, 0.2)}, claims, took_s=3600.0)
     assert owed == {"a": OWED_MOST_S, "b": -OWED_MOST_S}
-    assert (factor(owed["a"]), factor(owed["b"]), factor(0.0)) == (FACTOR_MOST, FACTOR_LEAST, 1.0)
+    assert [factor(owed["a"], 0.5), factor(owed["b"], 0.5), factor(0.0, 0.5)] == [
+        FACTOR_MOST,
+        FACTOR_LEAST,
+        1.0,
+    ]
+    assert factor(0.5, 0.1) == 2.0 and factor(0.5, 2.0) == 1.25
 
 
 def test_what_stands_still_is_owed_nothing() -> None:
@@ -165,8 +172,14 @@ def test_what_busy_vms_got_goes_into_their_weights(tmp_path: Path, monkeypatch: 
             account("poor", 1.25, 0.75)
             assert not fairness.look(ctx, uids.values(), 100.1)  # too soon to tell
             assert fairness.look(ctx, uids.values(), 100.5)
-            assert ctx.cpu_owed == pytest.approx({uids["rich"]: -0.25, uids["poor"]: 0.25})
+            assert ctx.cpu_factors == pytest.approx({uids["rich"]: 0.5, uids["poor"]: 1.5})
+            # Who is kept from running does not seem busy, and is watched all the same.
+            account("rich", 2.75, 0.25)
+            account("poor", 1.25, 1.75)
+            assert fairness.look(ctx, [uids["rich"]], 101.5)
+            assert ctx.cpu_factors[uids["poor"]] == pytest.approx(1 + 1.25)
             monkeypatch.setattr(keeper, "_fairness", fairness)
+            ctx.cpu_factors = {uids["rich"]: 0.5, uids["poor"]: 1.5}
             monkeypatch.setattr(fairness, "look", lambda *_: True)
             assert await keeper.look()
             weights = {name: world.cgroups.get(uid) for name, uid in uids.items()}
@@ -176,9 +189,9 @@ def test_what_busy_vms_got_goes_into_their_weights(tmp_path: Path, monkeypatch: 
             }
             assert told["poor"] == pytest.approx(3 * told["rich"], rel=0.01)
             monkeypatch.undo()
-            account("rich", 1.8, 0.25)
-            account("poor", 1.3, 0.75)
-            assert not fairness.look(ctx, uids.values(), 101.0)
-            assert ctx.cpu_owed == {}
+            account("rich", 2.8, 0.25)
+            account("poor", 1.3, 1.75)
+            assert not fairness.look(ctx, uids.values(), 102.0)
+            assert ctx.cpu_factors == {}
 
     run(scenario())

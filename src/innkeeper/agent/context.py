@@ -143,7 +143,7 @@ class Context:
     unsaved: set[str] = field(default_factory=set)  # uids whose status the store could not take
     launching: set[str] = field(default_factory=set)  # uids whose QEMU is about to run
     cpu_cores: float = math.inf  # what VMs have together now, beside what else runs on the host
-    cpu_owed: dict[str, float] = field(default_factory=dict)  # by uid, in seconds of its part
+    cpu_factors: dict[str, float] = field(default_factory=dict)  # of the weights of those who are owed some
     cpu_entitled: dict[str, float] = field(default_factory=dict)  # by uid, in cores, when all are busy
     qos_changed: asyncio.Event = field(default_factory=asyncio.Event)  # look again who is to have what
     balloon_news: asyncio.Event = field(default_factory=asyncio.Event)  # worth a look before it is due

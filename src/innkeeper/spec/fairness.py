@@ -33,6 +33,10 @@ class Use:
     used: float
     waited: float
 
+    @property
+    def is_starved(self) -> bool:
+        return self.waited > max(self.used, WAITED_LEAST)
+
 
 def step(
     owed: Mapping[str, float], uses: Mapping[str, Use], claims: Mapping[str, Claim], took_s: float
@@ -58,9 +62,10 @@ def _wanted(claim: Claim, use: Use) -> Claim:
     return Claim(claim.shares, min(claim.reservation, most), most)
 
 
-def factor(owed_s: float) -> float:
-    """Of a weight: what is owed is made up within one interval."""
-    return min(max(1 + owed_s / INTERVAL_S, FACTOR_LEAST), FACTOR_MOST)
+def factor(owed_s: float, took_s: float) -> float:
+    """Of a weight: what is owed is made up within one interval, or one as long as the last where that was
+    longer, on a host too busy to look as often. Made up faster than it is looked at, it would swing."""
+    return min(max(1 + owed_s / max(took_s, INTERVAL_S), FACTOR_LEAST), FACTOR_MOST)
 
 
 def contended(uses: Iterable[Use]) -> bool:

@@ -23,7 +23,6 @@ from innkeeper.drivers.cgroupvalues import (
     Setting,
     clamp_weight,
 )
-from innkeeper.spec.fairness import factor
 from innkeeper.spec.instance import InstanceRecord, InstanceSpec
 from innkeeper.spec.qos import CpuQos, share_number
 from innkeeper.spec.sharing import Claim, entitlements, kept_millicores
@@ -39,7 +38,7 @@ def decide(ctx: Context) -> dict[str, Sequence[Setting]]:
     capacity = capacity_cores(len(os.sched_getaffinity(0)))
     ctx.cpu_entitled = entitled_cores(records, capacity)
     entitled = entitled_cores(records, min(capacity, ctx.cpu_cores))
-    weights = weights_of(entitled, {uid: factor(owed) for uid, owed in ctx.cpu_owed.items()})
+    weights = weights_of(entitled, ctx.cpu_factors)
     kept = ctx.cgroups.why_not("cpu") == ""
     return {
         uid: (CpuWeight(weights[uid]), quota_of(record.spec.qos.cpu.limit))

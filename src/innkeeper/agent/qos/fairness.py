@@ -12,7 +12,7 @@ from innkeeper.agent.context import Context
 from innkeeper.agent.qos.cpu import claim_of
 from innkeeper.agent.sampling.files import read_whole
 from innkeeper.agent.sampling.proc import parse_schedstat
-from innkeeper.spec.fairness import INTERVAL_S, Use, contended, step
+from innkeeper.spec.fairness import INTERVAL_S, Use, contended, factor, step
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +34,27 @@ class Fairness:
         self._root = root
         self._before: dict[str, _Account] = {}  # by uid, as of `_then`
         self._then = 0.0
+        self._owed: dict[str, float] = {}
         self._contended = False
 
     def look(self, ctx: Context, busy: Collection[str], now: float) -> bool:
-        """Set anew what is owed (`ctx.cpu_owed`); true while VMs wait for each other. Of fewer than two that
-        are busy nothing is read."""
+        """Set anew by what the weights of VMs are to be multiplied (`ctx.cpu_factors`); true while VMs wait
+        for each other. Of fewer than two that are busy, or were and wait, nothing is read."""
         took = now - self._then
         if took < INTERVAL_S / 2:
             return self._contended
         before, self._then = self._before, now
-        accounts = {uid: self._account(ctx, uid) for uid in busy} if len(busy) > 1 else {}
+        watched = {*busy, *self._owed}  # who is kept from running does not seem busy
+        accounts = {uid: self._account(ctx, uid) for uid in watched} if len(watched) > 1 else {}
         self._before = {uid: account for uid, account in accounts.items() if account is not None}
         uses = {
             uid: account.since(before[uid], took) for uid, account in self._before.items() if uid in before
         }
         self._contended = contended(uses.values())
         claims = {one.uid: claim_of(one.spec) for one in ctx.records.values() if one.uid in uses}
-        ctx.cpu_owed = step(ctx.cpu_owed, uses, claims, took) if self._contended else {}
+        owed = step(self._owed, uses, claims, took) if self._contended else {}
+        self._owed = {uid: seconds for uid, seconds in owed.items() if uid in busy or uses[uid].is_starved}
+        ctx.cpu_factors = {uid: factor(seconds, took) for uid, seconds in self._owed.items()}
         return self._contended
 
     def _account(self, ctx: Context, uid: str) -> _Account | None:
