@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from fakes.world import World
 from helpers import run
 from innkeeper.agent.context import Running
 from innkeeper.agent.qos.enforce import enforce
+from innkeeper.agent.qos.keeper import QosKeeper
 from innkeeper.agent.qos.memory import (
     PATIENCE_S,
     STEP_BYTES,
@@ -529,5 +531,37 @@ def test_an_end_by_the_kernel_is_not_silent(tmp_path: Path) -> None:
             assert view.status.ended is not None
             assert view.status.ended.reason == "out-of-memory"
             assert "raise qos.memory.limit" in view.status.note
+
+    run(scenario())
+
+
+def test_a_limit_that_the_kernel_takes_long_to_reach_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes what is above from the group before the write returns, by way of the disk."""
+
+    async def scenario() -> None:
+        host, world = FakeHost(tmp_path / "host", v2=V2), World(tmp_path)
+        world.cgroups = host.detect()
+        async with world.daemon() as ctx:
+            await world.create(spec={"memory": {"size": "256MiB"}})
+            taken, begun, write = threading.Event(), threading.Event(), host.write
+
+            def slowly(path: Path, text: str) -> None:
+                if path.name == "memory.max":
+                    begun.set()
+                    assert taken.wait(10)
+                write(path, text)
+
+            monkeypatch.setattr(host, "write", slowly)
+            ctx.records["web"] = ctx.records["web"].model_copy(update={"spec": spec(limit="512MiB")})
+            looking = asyncio.ensure_future(QosKeeper(ctx).look())
+            async with asyncio.timeout(10):
+                while not begun.is_set():
+                    await asyncio.sleep(0.001)
+            assert not looking.done()
+            taken.set()
+            await looking
+            assert file(host, "memory.max") == str(512 * MiB)
 
     run(scenario())

@@ -145,6 +145,9 @@ class Context:
     cpu_cores: float = math.inf  # what VMs have together now, beside what else runs on the host
     cpu_factors: dict[str, float] = field(default_factory=dict)  # of the weights of those who are owed some
     cpu_entitled: dict[str, float] = field(default_factory=dict)  # by uid, in cores, when all are busy
+    qos_turn: asyncio.Lock = field(
+        default_factory=asyncio.Lock
+    )  # held while groups of running VMs are written
     qos_changed: asyncio.Event = field(default_factory=asyncio.Event)  # look again who is to have what
     balloon_news: asyncio.Event = field(default_factory=asyncio.Event)  # worth a look before it is due
     freed: asyncio.Event = field(default_factory=asyncio.Event)  # a VM ended: memory is free again

@@ -6,7 +6,7 @@ import asyncio
 
 from innkeeper.agent.context import Context, Running
 from innkeeper.agent.qos import memory
-from innkeeper.agent.qos.enforce import enforce
+from innkeeper.agent.qos.enforce import enforce_aside
 from innkeeper.agent.qos.keeper import REMADE_NOTE
 from innkeeper.errors import Failed
 from innkeeper.spec.instance import InstanceRecord, InstanceStatus
@@ -17,7 +17,8 @@ from innkeeper.units import format_cores
 async def fit_qos(ctx: Context, record: InstanceRecord, running: Running) -> None:
     """Raises Failed when the kernel refuses, with its reason."""
     await _back_in(ctx, record, running)
-    not_in_force = {part: why for part, why in enforce(ctx).get(record.uid, {}).items() if why}
+    outcome = await enforce_aside(ctx)
+    not_in_force = {part: why for part, why in outcome.get(record.uid, {}).items() if why}
     await ctx.publish(record, qos=not_in_force)
     ctx.qos_changed.set()  # of the others, the weight of all together
     if not_in_force:

@@ -5,7 +5,9 @@ What that is is decided part by part, of all VMs at once (agent/qos/parts.py). W
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from innkeeper.agent.context import Context
 from innkeeper.agent.qos.parts import PARTS
@@ -13,28 +15,53 @@ from innkeeper.drivers.cgroup import Group
 from innkeeper.drivers.cgroupvalues import Setting
 from innkeeper.errors import InnkeeperError
 
+Outcome = dict[str, dict[str, str]]  # uid -> part -> why it is not in force, or empty
 
-def enforce(
-    ctx: Context, only: str | None = None, parts: Iterable[str] = tuple(PARTS)
-) -> dict[str, dict[str, str]]:
-    """uid -> part -> why it is not in force, or empty. Never raises. With `only` the others, whose weights
-    may follow from this one's, are left for later."""
-    found: dict[str, dict[str, str]] = {}
-    for part in parts:
-        for uid, settings in PARTS[part](ctx).items():
-            if only in (None, uid):
-                found.setdefault(uid, {})[part] = _written(ctx.cgroups.get(uid), settings)
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    uid: str
+    part: str
+    group: Group | None
+    settings: Sequence[Setting] | str
+
+
+def enforce(ctx: Context, only: str | None = None, parts: Iterable[str] = tuple(PARTS)) -> Outcome:
+    """Never raises. With `only` the others, whose weights may follow from this one's, are left for later."""
+    return _written(_orders(ctx, only, parts))
+
+
+async def enforce_aside(ctx: Context) -> Outcome:
+    """Of VMs that run: beside the event loop, since the kernel takes from a group what is above a new limit
+    of its memory before the write returns. One at a time, or an older decision might be written last."""
+    async with ctx.qos_turn:
+        return await asyncio.to_thread(_written, _orders(ctx))
+
+
+def _orders(ctx: Context, only: str | None = None, parts: Iterable[str] = tuple(PARTS)) -> list[_Order]:
+    return [
+        _Order(uid, part, ctx.cgroups.get(uid), settings)
+        for part in parts
+        for uid, settings in PARTS[part](ctx).items()
+        if only in (None, uid)
+    ]
+
+
+def _written(orders: Iterable[_Order]) -> Outcome:
+    found: Outcome = {}
+    for order in orders:
+        found.setdefault(order.uid, {})[order.part] = _outcome(order)
     return found
 
 
-def _written(group: Group | None, settings: Sequence[Setting] | str) -> str:
-    if isinstance(settings, str):
-        return settings
-    if not settings:
+def _outcome(order: _Order) -> str:
+    if isinstance(order.settings, str):
+        return order.settings
+    if not order.settings:
         return ""
-    if group is None:
+    if order.group is None:
         return "it has no control group"
     try:
-        return "" if group.write(*settings) else "its control group was removed"
+        return "" if order.group.write(*order.settings) else "its control group was removed"
     except InnkeeperError as error:
         return error.message

@@ -12,7 +12,7 @@ import logging
 from typing import Final
 
 from innkeeper.agent.context import Context, Running
-from innkeeper.agent.qos.enforce import enforce
+from innkeeper.agent.qos.enforce import enforce, enforce_aside
 from innkeeper.agent.qos.fairness import Fairness
 from innkeeper.agent.qos.together import Together
 from innkeeper.errors import InnkeeperError, StoreError
@@ -74,7 +74,7 @@ class QosKeeper:
         standing = self._together.look(self._ctx, self._ctx.clock.monotonic())
         self._ctx.cpu_cores = standing.cores
         contended = self._compare()
-        outcome = enforce(self._ctx)
+        outcome = await enforce_aside(self._ctx)
         self._ctx.cgroups.weigh(standing.weight)
         for uid, parts in outcome.items():
             await self._tell_parts(uid, {part: why for part, why in parts.items() if why})
