@@ -172,7 +172,7 @@ def over_limit(spec: InstanceSpec, now: Now) -> str:
     if now.moving:
         return "it is being handed over to another process, which has its memory beside it for a moment"
     if now.patient:
-        return f"its balloon is still to bring it below its limit of {human_size(limit)}"
+        return f"it is held to {human_size(limit)} once its balloon has taken what is above from its guest"
     if now.used_bytes <= limit + now.frozen:
         return ""
     how = "it is being swapped out" if now.swap else "there is no swap for it: only its balloon can give back"
