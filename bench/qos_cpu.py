@@ -131,8 +131,8 @@ def _reserved(lab: Lab, vms: Sequence[Instance], capacity: float, seconds: float
         _set(vm, shares="high", reservation=0, limit="")
     wanted = int(1000 * RESERVED_PART * capacity)
     _set(vms[0], shares="low", reservation=f"{wanted}m")
-    got = _cores(lab, vms, seconds)[0]
-    return [max(0.0, 1 - got * 1000 / wanted) * 100]
+    got = [_cores(lab, vms[:1], seconds)[0] for _ in range(lab.count(3, 1))]
+    return [max(0.0, 1 - cores * 1000 / wanted) * 100 for cores in got]
 
 
 def _ratios(lab: Lab, vms: Sequence[Instance], seconds: float) -> list[float]:
