@@ -142,8 +142,8 @@ def test_asked_about_what_cannot_be_told(host: Daemon) -> None:
     inn("advise", "off").failed(4, "does not run")
     inn("advise", "off", "--apply").failed(4, "inn start off")
     inn("advise", "of").failed(3, "did you mean off")
-    inn("advise", "off", "--window", "1s").failed(2, "window_s")
-    inn("advise", "off", "--window", "30d").failed(2, "window_s")
+    inn("advise", "off", "--window", "1s").failed(2, "choose one from 10s")
+    inn("advise", "off", "--window", "30d").failed(2, "choose one from 10s")
     inn("advise", "off", "--window", "1m", "--min-data", "1h").failed(2, "cannot lie in a window")
     inn("advise", "--kind", "cpu").failed(2, "--apply")
     assert "no VM runs" in inn("advise").ok().err
