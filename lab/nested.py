@@ -6,6 +6,7 @@ is kept, and whatever runs on this host otherwise has nothing to do with it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from innkeeper.client.client import Client, connect
 from innkeeper.client.instance import Instance
-from innkeeper.errors import Failed, NotFound, Unsupported
+from innkeeper.errors import Failed, InnkeeperError, NotFound, Unsupported
 from lab import image, payload
 
 NAME: Final = "lab"
@@ -45,6 +46,7 @@ LAB_ENVIRONMENT: Final = f"INNKEEPER_TEST_PATIENCE={PATIENCE} INNKEEPER_LAB_TINY
 _READY_S: Final = 300.0
 _LOOK_EVERY_S: Final = 2.0
 _SILENT_S: Final = 300.0
+_LAST_WORDS: Final = 3000  # bytes
 _OUTPUT: Final = "/run/lab-output"
 _STATUS: Final = "/run/lab-status"
 Say = Callable[[str], None]
@@ -165,9 +167,18 @@ class NestedHost:
             self._say(f"kept: INNKEEPER_STATE={self.state} inn exec {NAME} -- bash")
             return
         try:
+            self._tell_its_end()
             self._vm.remove(force=True)
         finally:
             subprocess.run([*self._inn("serve"), "--stop"], env=self._env(), check=False)
+
+    def _tell_its_end(self) -> None:
+        """Of a lab that ended by itself, while there is something left of it: how, and its last words."""
+        with contextlib.suppress(InnkeeperError):
+            data = self._vm.refresh().data
+            if data["state"] != "running":
+                said = b"".join(self._vm.logs(tail_bytes=_LAST_WORDS)).decode(errors="replace")
+                self._say(f"the lab ended by itself: {data.get('ended')}; the end of its console:\n{said}")
 
     def _tiny(self) -> Path:
         """The directory of the image for the guests of the lab, built if there is none."""
