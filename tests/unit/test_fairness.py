@@ -178,6 +178,17 @@ def test_what_busy_vms_got_goes_into_their_weights(tmp_path: Path, monkeypatch: 
             account("poor", 1.25, 1.75)
             assert fairness.look(ctx, [uids["rich"]], 101.5)
             assert ctx.cpu_factors[uids["poor"]] == pytest.approx(1 + 1.25)
+            # What a thread waits is counted only when it runs again: until then its state tells.
+            stat = tmp_path / "proc/7/stat"
+            stat.parent.mkdir()
+            for state, expected in (("R", 1 + (1.25 + 0.5) / 0.5), ("S", None)):
+                stat.write_text(f"7 (CPU 0/TCG) {state} 1 1\n")
+                account("rich", 3.25 if state == "R" else 3.75, 0.25)
+                fairness.look(ctx, uids.values(), 102.0 if state == "R" else 102.5)
+                if expected:
+                    assert ctx.cpu_factors[uids["poor"]] == pytest.approx(min(expected, FACTOR_MOST))
+                else:
+                    assert ctx.cpu_factors == {}, "who sleeps wants nothing"
             monkeypatch.setattr(keeper, "_fairness", fairness)
             ctx.cpu_factors = {uids["rich"]: 0.5, uids["poor"]: 1.5}
             monkeypatch.setattr(fairness, "look", lambda *_: True)
@@ -189,9 +200,9 @@ def test_what_busy_vms_got_goes_into_their_weights(tmp_path: Path, monkeypatch: 
             }
             assert told["poor"] == pytest.approx(3 * told["rich"], rel=0.01)
             monkeypatch.undo()
-            account("rich", 2.8, 0.25)
+            account("rich", 3.8, 0.25)
             account("poor", 1.3, 1.75)
-            assert not fairness.look(ctx, uids.values(), 102.0)
+            assert not fairness.look(ctx, uids.values(), 103.0)
             assert ctx.cpu_factors == {}
 
     run(scenario())

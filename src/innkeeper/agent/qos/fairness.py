@@ -17,14 +17,19 @@ from innkeeper.spec.fairness import INTERVAL_S, Use, contended, factor, step
 
 @dataclass(frozen=True, slots=True)
 class _Account:
-    """CPU seconds a VM has used, and for how many each of its threads has waited."""
+    """CPU seconds a VM has used, and for how many each of its threads has run and waited."""
 
     used: float
-    waited: Mapping[int, float]
+    threads: Mapping[int, tuple[float, float]]
 
-    def since(self, before: _Account, took_s: float) -> Use:
-        waited = sum(seconds - before.waited.get(tid, 0.0) for tid, seconds in self.waited.items())
-        return Use((self.used - before.used) / took_s, max(waited, 0.0) / took_s)
+    def unmoved(self, before: _Account) -> Iterator[int]:
+        """Threads that have not run since: what they waited is counted only when they do."""
+        return (tid for tid, known in self.threads.items() if before.threads.get(tid) == known)
+
+    def since(self, before: _Account, took_s: float, stuck: int) -> Use:
+        """`stuck` of its threads have waited all the time."""
+        waited = sum(wait - before.threads.get(tid, (0.0, 0.0))[1] for tid, (_, wait) in self.threads.items())
+        return Use((self.used - before.used) / took_s, max(waited, 0.0) / took_s + stuck)
 
 
 class Fairness:
@@ -48,7 +53,9 @@ class Fairness:
         accounts = {uid: self._account(ctx, uid) for uid in watched} if len(watched) > 1 else {}
         self._before = {uid: account for uid, account in accounts.items() if account is not None}
         uses = {
-            uid: account.since(before[uid], took) for uid, account in self._before.items() if uid in before
+            uid: account.since(before[uid], took, self._stuck(account.unmoved(before[uid])))
+            for uid, account in self._before.items()
+            if uid in before
         }
         self._contended = contended(uses.values())
         claims = {one.uid: claim_of(one.spec) for one in ctx.records.values() if one.uid in uses}
@@ -62,13 +69,21 @@ class Fairness:
         used = group.cpu_s() if group else None
         if running is None or used is None:
             return None
-        return _Account(used, dict(self._waits(running.machine.pids)))
+        return _Account(used, dict(self._threads(running.machine.pids)))
 
-    def _waits(self, pids: Iterable[int]) -> Iterator[tuple[int, float]]:
+    def _threads(self, pids: Iterable[int]) -> Iterator[tuple[int, tuple[float, float]]]:
         for pid in pids:
             with suppress(OSError):  # it ends
                 for tid in os.listdir(self._root / str(pid) / "task"):
                     with suppress(OSError):
                         told = parse_schedstat(read_whole(f"{self._root}/{pid}/task/{tid}/schedstat"))
                         if told is not None:
-                            yield int(tid), (told.wait_ns or 0) / 1e9
+                            yield int(tid), (told.run_ns / 1e9, (told.wait_ns or 0) / 1e9)
+
+    def _stuck(self, tids: Iterable[int]) -> int:
+        """How many of these could run (proc_pid_stat(5), state R)."""
+        count = 0
+        for tid in tids:
+            with suppress(OSError):
+                count += read_whole(f"{self._root}/{tid}/stat").rpartition(b") ")[2].startswith(b"R")
+        return count
