@@ -19,6 +19,7 @@ from fakes.cgroups import FakeHost
 from fakes.world import World
 from helpers import run
 from innkeeper.agent.context import Running
+from innkeeper.agent.qos import enforce as enforcement
 from innkeeper.agent.qos.enforce import enforce
 from innkeeper.agent.qos.keeper import QosKeeper
 from innkeeper.agent.qos.memory import (
@@ -563,5 +564,12 @@ def test_a_limit_that_the_kernel_takes_long_to_reach_holds_up_nobody(
             taken.set()
             await looking
             assert file(host, "memory.max") == str(512 * MiB)
+            # One that never ends is given up, and said.
+            taken.clear()
+            monkeypatch.setattr(enforcement, "DEADLINE_S", 0.05)
+            ctx.records["web"] = ctx.records["web"].model_copy(update={"spec": spec(limit="500MiB")})
+            outcome = await enforcement.enforce_aside(ctx)
+            assert "still at it" in outcome[ctx.records["web"].uid]["memory"]
+            taken.set()
 
     run(scenario())

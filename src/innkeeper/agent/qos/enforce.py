@@ -5,15 +5,20 @@ What that is is decided part by part, of all VMs at once (agent/qos/parts.py). W
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from innkeeper.agent.context import Context
 from innkeeper.agent.qos.parts import PARTS
+from innkeeper.agent.sampling.files import aside
 from innkeeper.drivers.cgroup import Group
 from innkeeper.drivers.cgroupvalues import Setting
 from innkeeper.errors import InnkeeperError
+
+# Taking 64 MiB from a group by way of a slow disk is a second.
+DEADLINE_S: Final = 30.0
 
 Outcome = dict[str, dict[str, str]]  # uid -> part -> why it is not in force, or empty
 
@@ -35,7 +40,12 @@ async def enforce_aside(ctx: Context) -> Outcome:
     """Of VMs that run: beside the event loop, since the kernel takes from a group what is above a new limit
     of its memory before the write returns. One at a time, or an older decision might be written last."""
     async with ctx.qos_turn:
-        return await asyncio.to_thread(_written, _orders(ctx))
+        orders = _orders(ctx)
+        try:
+            return await aside(partial(_written, orders), DEADLINE_S)
+        except TimeoutError:
+            late = f"not known: the kernel is still at it after {DEADLINE_S:g} s"
+            return {order.uid: dict.fromkeys(PARTS, late) for order in orders}
 
 
 def _orders(ctx: Context, only: str | None = None, parts: Iterable[str] = tuple(PARTS)) -> list[_Order]:
